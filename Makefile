@@ -1,0 +1,49 @@
+# `make` alone lists the verbs. Each does all the set-up it needs.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench docs lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# A copy as installed, because tools that read sources can't see the package in folders that are mapped into it.
+COPY := build/installed
+
+help: ## list the verbs
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml package/VERSION
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+install: $(STAMP) ## make .venv with the pinned dependencies and the capvisor command
+
+demo: $(STAMP) ## run the tutorial and the golden vectors on both implementations
+	$(BIN)/capvisor run programs/tutorial
+	$(BIN)/capvisor fuzz programs/tutorial --lanes 20000
+	$(BIN)/capvisor conform tests/vectors
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP) ## lint, types and the architecture of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(COPY) build/lib
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(COPY) .
+	cd $(COPY) && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --python-executable $(abspath $(BIN))/python -p capvisor.spec -p capvisor.dsl -p capvisor.cli
+	cd $(COPY) && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --no-cache
+
+bench: $(STAMP) ## measure the reference and the fast path
+	$(BIN)/capvisor bench
+
+docs: $(STAMP) ## build the documentation into docs/_build
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+
+lock: ## pin what pyproject.toml asks for anew (needs pip-tools)
+	$(PYTHON) -m piptools compile --quiet --allow-unsafe --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --all-extras --output-file requirements.lock pyproject.toml
+
+clean: ## remove what the other verbs made
+	rm -rf .venv build dist docs/_build docs/reference *.egg-info

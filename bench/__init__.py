@@ -1,0 +1,1 @@
+"""What `capvisor bench` measures."""

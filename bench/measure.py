@@ -1,0 +1,151 @@
+"""Measurements of the reference and the fast path, each a pair of functions that time one repeat."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from capvisor.fastpath import bounds as fast_bounds
+from capvisor.fastpath import isa as _kernels  # declares the kernels
+from capvisor.fastpath.machine import BatchMachine
+from capvisor.fastpath.workspace import BLOCK_LANES, Workspace
+from capvisor.model import bounds, capability
+from capvisor.model import isa as _rules  # declares the rules
+from capvisor.model.machine import Hart
+from capvisor.model.memory import Memory
+from capvisor.spec.formats import CC128
+
+assert _kernels and _rules
+
+CAPABILITIES = 1_000_000
+LANES = 100_000
+MEMORY_BASE, MEMORY_BYTES = 0x8000_0000, 1024
+REFERENCE_CALLS = 5_000
+STEPS = 5
+"""How often one repeat executes an operation on all lanes."""
+
+Timer = Callable[[], float]
+"""Times one repeat: seconds for one capability or operation of one lane."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A name, the unit of its figures ("ns" each, or "M/s" for operations), and how to get ready."""
+
+    name: str
+    unit: str
+    prepare: Callable[[], tuple[Timer, Timer]]
+
+
+def _timer(function: Callable[[], Any], count: int) -> Timer:
+    def once() -> float:
+        start = time.perf_counter()
+        function()
+        return (time.perf_counter() - start) / count
+
+    function()  # warm
+    return once
+
+
+def _capabilities() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Metas, addresses and lengths: of capabilities derived from the root, and lengths of all sizes."""
+    rng = np.random.default_rng(0)
+    address = rng.integers(0, 2**64, CAPABILITIES, dtype=np.uint64)
+    length = rng.integers(0, 2**64, CAPABILITIES, dtype=np.uint64) >> rng.integers(0, 64, CAPABILITIES, dtype=np.uint64)
+    meta, exact, ws = (
+        np.full(CAPABILITIES, CC128.root_meta, np.uint64),
+        np.empty(CAPABILITIES, np.bool_),
+        Workspace(CAPABILITIES),
+    )
+    narrowed = np.empty(CAPABILITIES, np.uint64)
+    fast_bounds.set_bounds(CC128, meta, address, length, ws, narrowed, exact)
+    return narrowed, address, length
+
+
+def _blocks() -> list[slice]:
+    return [slice(start, min(start + BLOCK_LANES, CAPABILITIES)) for start in range(0, CAPABILITIES, BLOCK_LANES)]
+
+
+def _decode() -> tuple[Timer, Timer]:
+    meta, address, _length = _capabilities()
+    base, top, high = np.empty_like(meta), np.empty_like(meta), np.empty(CAPABILITIES, np.bool_)
+    whole = Workspace(BLOCK_LANES)
+    blocks = [(part, whole.narrowed(part.stop - part.start)) for part in _blocks()]
+
+    def fast() -> None:
+        for part, ws in blocks:
+            fast_bounds.decode_bounds(CC128, meta[part], address[part], ws, base[part], top[part], high[part])
+
+    pairs = list(zip(meta[:REFERENCE_CALLS].tolist(), address[:REFERENCE_CALLS].tolist(), strict=True))
+
+    def reference() -> None:
+        for m, a in pairs:
+            bounds.decode_bounds(CC128, m, a)
+
+    return _timer(fast, CAPABILITIES), _timer(reference, REFERENCE_CALLS)
+
+
+def _set_bounds() -> tuple[Timer, Timer]:
+    meta, address, length = _capabilities()
+    out, exact = np.empty_like(meta), np.empty(CAPABILITIES, np.bool_)
+    whole = Workspace(BLOCK_LANES)
+    blocks = [(part, whole.narrowed(part.stop - part.start)) for part in _blocks()]
+
+    def fast() -> None:
+        for part, ws in blocks:
+            fast_bounds.set_bounds(CC128, meta[part], address[part], length[part], ws, out[part], exact[part])
+
+    rows = [column[:REFERENCE_CALLS].tolist() for column in (meta, address, length)]
+    triples = [(m, a, a + n) for m, a, n in zip(*rows, strict=True)]
+
+    def reference() -> None:
+        for m, a, top in triples:
+            bounds.set_bounds(CC128, m, a, top)
+
+    return _timer(fast, CAPABILITIES), _timer(reference, REFERENCE_CALLS)
+
+
+def _machine(name: str, operands: tuple[int, ...]) -> tuple[Timer, Timer]:
+    rng = np.random.default_rng(0)
+    granules = MEMORY_BYTES // CC128.capability_bytes
+    addresses = np.uint64(MEMORY_BASE) + rng.integers(0, granules, LANES, dtype=np.uint64) * np.uint64(
+        CC128.capability_bytes
+    )
+    numbers = rng.integers(0, 4096, LANES, dtype=np.uint64)
+    machine = BatchMachine(CC128, MEMORY_BASE, MEMORY_BYTES, LANES)
+    machine.tags[1], machine.metas[1], machine.addresses[1] = True, CC128.root_meta, addresses
+    machine.addresses[5] = numbers
+    hart = Hart(Memory(CC128, MEMORY_BASE, MEMORY_BYTES))
+    hart.write(1, capability.root(CC128, int(addresses[0])))
+    hart.write_integer(5, int(numbers[0]))
+
+    def reference() -> None:
+        for _ in range(REFERENCE_CALLS):
+            hart.step(name, operands)
+
+    def fast() -> None:
+        for _ in range(STEPS):
+            machine.step(name, operands)
+
+    return _timer(fast, LANES * STEPS), _timer(reference, REFERENCE_CALLS)
+
+
+def _operation(name: str, *operands: int) -> Measurement:
+    return Measurement(f"{name}, {LANES:.0e} lanes".replace("e+0", "e"), "M/s", lambda: _machine(name, operands))
+
+
+MEASUREMENTS: tuple[Measurement, ...] = (
+    Measurement("decode_bounds, 1e6 capabilities", "ns", _decode),
+    Measurement("set_bounds, 1e6 capabilities", "ns", _set_bounds),
+    _operation("csetbounds", 2, 1, 5),
+    _operation("cincoffset", 2, 1, 5),
+    _operation("csetaddr", 2, 1, 5),
+    _operation("cbuildcap", 2, 1, 1),
+    _operation("clc", 3, 0, 1),
+    _operation("csc", 1, 0, 1),
+    _operation("cld", 3, 0, 1),
+    _operation("csd", 5, 0, 1),
+    _operation("add", 3, 5, 5),
+)

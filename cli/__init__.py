@@ -1,0 +1,1 @@
+"""The `capvisor` command: one module a verb."""

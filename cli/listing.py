@@ -1,0 +1,48 @@
+"""`capvisor list`."""
+
+from collections.abc import Sequence
+
+import click
+
+from capvisor.cli.output import console, table
+from capvisor.cli.status import Status
+from capvisor.dsl.fields import FIELDS
+from capvisor.spec.formats import FORMATS
+from capvisor.spec.operations import OPERATIONS
+from capvisor.spec.traps import CAUSES
+from capvisor.spec.vectors import VECTOR_OPERATIONS
+
+_TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
+    "operations": (
+        ("operation", "operands", "group", "meaning"),
+        [(row.name, row.syntax, row.group.value, row.summary) for row in OPERATIONS.values()],
+    ),
+    "formats": (
+        ("format", "address bits", "capability bytes", "title"),
+        [(row.name, row.address_width, row.capability_bytes, row.title) for row in FORMATS.values()],
+    ),
+    "traps": (
+        ("cause", "mcause", "capability cause", "meaning"),
+        [
+            (row.name, row.mcause, f"{row.capability_cause:#x}" if row.capability_cause else "", row.meaning)
+            for row in CAUSES
+        ],
+    ),
+    "fields": (
+        ("field", "kind", "meaning"),
+        [(row.name, "condition" if row.is_condition else "number", row.meaning) for row in FIELDS.values()],
+    ),
+    "vectors": (
+        ("operation", "inputs", "outputs", "meaning"),
+        [(row.name, ", ".join(row.inputs), ", ".join(row.outputs), row.summary) for row in VECTOR_OPERATIONS.values()],
+    ),
+}
+
+
+@click.command(name="list")
+@click.argument("what", type=click.Choice(list(_TABLES)))
+def listing(what: str) -> int:
+    """List what there is: operations, capability formats, trap causes, fields of a capability, kinds of golden vectors."""
+    columns, rows = _TABLES[what]
+    console().print(table(None, columns, rows), soft_wrap=False)
+    return Status.OK

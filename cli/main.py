@@ -1,0 +1,85 @@
+"""The command line: verbs, and one clear message with a documented exit status for whatever goes wrong."""
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from capvisor import __version__
+from capvisor.cli import bench, conform, explain, fmt, fuzz, listing, run, vectors
+from capvisor.cli.output import console
+from capvisor.cli.status import MEANINGS, InputError, Status
+from capvisor.conformance.files import VectorFileError
+from capvisor.dsl.errors import ProgramError
+
+_EPILOG = "Exit status: " + "; ".join(f"{status.value} {meaning}" for status, meaning in MEANINGS.items()) + "."
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="capvisor")
+def capvisor() -> None:
+    """Executable models of CHERI capabilities and thin monitors: run, fuzz and check.
+
+    Programs are files of guest operations, *.cap.
+    """
+
+
+for _verb in (
+    run.run,
+    fuzz.fuzz,
+    fmt.fmt,
+    conform.conform,
+    vectors.vectors,
+    bench.bench,
+    listing.listing,
+    explain.explain,
+):
+    capvisor.add_command(_verb)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit with its status."""
+    sys.exit(status_of(arguments))
+
+
+def status_of(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit status. Messages about what went wrong go to standard error."""
+    try:
+        result: Any = capvisor.main(arguments, standalone_mode=False)
+        sys.stdout.flush()
+        return int(result or Status.OK)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return Status.USAGE
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return Status.USAGE
+    except (InputError, ProgramError, VectorFileError) as error:
+        _complain(str(error))
+        return Status.USAGE
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _complain("interrupted; nothing was finished")
+        return Status.INCONCLUSIVE
+    except BrokenPipeError:
+        # Whoever read our output has stopped; the interpreter must not fail on it again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Status.OK
+    except MemoryError:
+        _complain("this machine hasn't enough memory for that: try fewer lanes or a smaller memory")
+        return Status.USAGE
+    except OSError as error:
+        _complain(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        return Status.USAGE
+    except Exception as error:
+        _complain(f"internal error: {type(error).__name__}: {error}\nThis is a defect of capvisor; please report it.")
+        if os.environ.get("CAPVISOR_TRACEBACK"):
+            traceback.print_exc()
+        else:
+            _complain("Set CAPVISOR_TRACEBACK=1 to see where it happened.")
+        return Status.INTERNAL
+
+
+def _complain(message: str) -> None:
+    console(stderr=True).print(f"capvisor: {message}")

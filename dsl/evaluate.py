@@ -1,0 +1,108 @@
+"""What an expression is worth, given what its names and registers are worth.
+
+One walk over the tree serves every kind of value that has Python's operators: plain ints and bools on the reference,
+`lanes.LaneInt` and arrays of bools on the fast path. Numbers have no bounds and never wrap around.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from capvisor.dsl.syntax import (
+    Binary,
+    Expression,
+    FieldOf,
+    Integer,
+    Name,
+    Operator,
+    Program,
+    Register,
+    Truth,
+    Unary,
+)
+
+
+class Environment(Protocol):
+    """Where the values of names, registers and fields come from."""
+
+    def name(self, name: str) -> Any: ...
+
+    def register(self, number: int) -> Any: ...
+
+    def field(self, register: int, name: str) -> Any: ...
+
+
+class _Nothing:
+    """The environment of constants."""
+
+    def name(self, name: str) -> Any:
+        raise LookupError(name)
+
+    def register(self, number: int) -> Any:
+        raise LookupError(number)
+
+    def field(self, register: int, name: str) -> Any:
+        raise LookupError(name)
+
+
+def _not(condition: Any) -> Any:
+    return condition ^ True
+
+
+_BINARY: dict[Operator, Callable[[Any, Any], Any]] = {
+    Operator.IMPLIES: lambda a, b: _not(a) | b,
+    Operator.OR: operator.or_,
+    Operator.AND: operator.and_,
+    Operator.EQUAL: operator.eq,
+    Operator.NOT_EQUAL: operator.ne,
+    Operator.LESS_EQUAL: operator.le,
+    Operator.GREATER_EQUAL: operator.ge,
+    Operator.LESS: operator.lt,
+    Operator.GREATER: operator.gt,
+    Operator.BIT_OR: operator.or_,
+    Operator.BIT_XOR: operator.xor,
+    Operator.BIT_AND: operator.and_,
+    Operator.SHIFT_LEFT: operator.lshift,
+    Operator.SHIFT_RIGHT: operator.rshift,
+    Operator.ADD: operator.add,
+    Operator.SUBTRACT: operator.sub,
+    Operator.MULTIPLY: operator.mul,
+}
+_UNARY: dict[Operator, Callable[[Any], Any]] = {
+    Operator.NOT: _not,
+    Operator.SUBTRACT: operator.neg,
+    Operator.INVERT: operator.invert,
+}
+
+
+def evaluate(expression: Expression, environment: Environment) -> Any:
+    """The value of a checked expression: a number, or a truth value where it is a condition."""
+    match expression:
+        case Integer():
+            return expression.value
+        case Truth(value):
+            return value
+        case Name(name):
+            return environment.name(name)
+        case Register(number):
+            return environment.register(number)
+        case FieldOf(register, name):
+            return environment.field(register, name)
+        case Unary(kind, operand):
+            return _UNARY[kind](evaluate(operand, environment))
+        case Binary(kind, left, right):
+            return _BINARY[kind](evaluate(left, environment), evaluate(right, environment))
+
+
+def constant(expression: Expression) -> int:
+    """The value of a number that is made of literals alone."""
+    value: int = evaluate(expression, _Nothing())
+    return value
+
+
+def memory_of(program: Program) -> tuple[int, int]:
+    """Base and size in bytes of the memory of a checked program's machine; the size is 0 where it has none."""
+    machine = program.machine
+    if machine.memory_base is None or machine.memory_size is None:
+        return 0, 0
+    return constant(machine.memory_base), constant(machine.memory_size)

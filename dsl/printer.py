@@ -1,0 +1,150 @@
+"""From the typed tree to text, in the one form that `capvisor fmt` gives: parsing it gives the same tree."""
+
+from capvisor.dsl.syntax import (
+    Any,
+    Assert,
+    Binary,
+    Expectation,
+    Expression,
+    FieldOf,
+    Instruction,
+    Integer,
+    Let,
+    Line,
+    Machine,
+    Name,
+    Operator,
+    Program,
+    Register,
+    Statement,
+    Truth,
+    Unary,
+)
+from capvisor.spec.operations import OPERATIONS, OperandKind
+
+_MNEMONIC_COLUMNS = 11
+_COMMENT_GAP = "  "
+
+# How tightly each operator binds, as in the grammar; the left side of a binary operator may be as loose as itself.
+_BINDING: dict[Operator, int] = {
+    Operator.IMPLIES: 1,
+    Operator.OR: 2,
+    Operator.AND: 3,
+    Operator.EQUAL: 5,
+    Operator.NOT_EQUAL: 5,
+    Operator.LESS_EQUAL: 5,
+    Operator.GREATER_EQUAL: 5,
+    Operator.LESS: 5,
+    Operator.GREATER: 5,
+    Operator.BIT_OR: 6,
+    Operator.BIT_XOR: 7,
+    Operator.BIT_AND: 8,
+    Operator.SHIFT_LEFT: 9,
+    Operator.SHIFT_RIGHT: 9,
+    Operator.ADD: 10,
+    Operator.SUBTRACT: 10,
+    Operator.MULTIPLY: 11,
+}
+_NOT_BINDING, _SIGN_BINDING, _ATOM_BINDING = 4, 12, 13
+
+
+def print_program(program: Program) -> str:
+    """The text of a program, a newline at its end; runs of blank lines become one."""
+    lines = [print_line(line) for line in program.lines]
+    kept = [line for index, line in enumerate(lines) if line or (index > 0 and lines[index - 1])]
+    while kept and not kept[-1]:
+        kept.pop()
+    return "".join(f"{line}\n" for line in kept)
+
+
+def print_line(line: Line) -> str:
+    statement = "" if line.statement is None else print_statement(line.statement)
+    if line.comment is None:
+        return statement
+    return f"{statement}{_COMMENT_GAP}{line.comment}" if statement else line.comment
+
+
+def print_statement(statement: Statement) -> str:
+    match statement:
+        case Machine():
+            return _machine(statement)
+        case Let(name, Any(bits, where)):
+            condition = "" if where is None else f" where {print_expression(where)}"
+            return f"let {name} = any u{bits}{condition}"
+        case Let(name, value):
+            assert not isinstance(value, Any)
+            return f"let {name} = {print_expression(value)}"
+        case Instruction():
+            return print_instruction(statement)
+        case Assert(condition):
+            return f"assert {print_expression(condition)}"
+
+
+def _machine(machine: Machine) -> str:
+    parts = []
+    if machine.memory_base is not None and machine.memory_size is not None:
+        parts.append(f"memory {print_expression(machine.memory_base)} size {print_expression(machine.memory_size)}")
+    parts += [f"c{register} = root" for register in machine.roots]
+    return f"machine {machine.format} {{ {'; '.join(parts)} }}"
+
+
+def print_instruction(instruction: Instruction) -> str:
+    """An operation with its operands in the assembler's syntax, and its expectations."""
+    row = OPERATIONS[instruction.name]
+    operands = [_operand(kind, value) for kind, value in zip(row.operands, instruction.operands, strict=True)]
+    if row.has_address_syntax:
+        offset, base = operands[-2:]
+        operands[-2:] = [f"{offset}({base})"]
+    text = f"{instruction.name:<{_MNEMONIC_COLUMNS}}{', '.join(operands)}"
+    if len(instruction.name) >= _MNEMONIC_COLUMNS:
+        text = f"{instruction.name} {', '.join(operands)}"
+    return "  ".join([text, *(_expectation(expectation) for expectation in instruction.expectations)])
+
+
+def _operand(kind: OperandKind, operand: Expression) -> str:
+    if kind.is_register:
+        assert isinstance(operand, Register)
+        return f"{'c' if kind.is_capability else 'x'}{operand.number}"
+    return print_expression(operand)
+
+
+def _expectation(expectation: Expectation) -> str:
+    condition = "" if expectation.when is None else f" when {print_expression(expectation.when)}"
+    return f"!trap {expectation.cause}{condition}"
+
+
+def print_expression(expression: Expression) -> str:
+    return _expression(expression, 0)
+
+
+def _expression(expression: Expression, least: int) -> str:
+    """The text of an expression, in parentheses where it binds less tightly than its place needs."""
+    text, binding = _with_binding(expression)
+    return text if binding >= least else f"({text})"
+
+
+def _with_binding(expression: Expression) -> tuple[str, int]:
+    match expression:
+        case Integer(text):
+            return text, _ATOM_BINDING
+        case Truth(value):
+            return "true" if value else "false", _ATOM_BINDING
+        case Name(name):
+            return name, _ATOM_BINDING
+        case Register(number, is_capability):
+            return f"{'c' if is_capability else 'x'}{number}", _ATOM_BINDING
+        case FieldOf(register, name):
+            return f"c{register}.{name}", _ATOM_BINDING
+        case Unary(Operator.NOT, operand):
+            return f"not {_expression(operand, _NOT_BINDING)}", _NOT_BINDING
+        case Unary(operator, operand):
+            return f"{operator.value}{_expression(operand, _SIGN_BINDING)}", _SIGN_BINDING
+        case Binary(operator, left, right):
+            binding = _BINDING[operator]
+            if operator is Operator.IMPLIES:  # to the right
+                return f"{_expression(left, binding + 1)} implies {_expression(right, binding)}", binding
+            tighter = binding + 1 if operator in _COMPARISONS else binding
+            return f"{_expression(left, tighter)} {operator.value} {_expression(right, binding + 1)}", binding
+
+
+_COMPARISONS = {operator for operator, binding in _BINDING.items() if binding == 5}

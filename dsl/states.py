@@ -1,0 +1,84 @@
+"""Whole machine states: comparing a lane of the fast path with a hart of the reference, and saying what changed."""
+
+import numpy as np
+
+from capvisor.fastpath.machine import DDC, BatchMachine
+from capvisor.model import capability
+from capvisor.model.capability import Capability
+from capvisor.model.machine import Hart
+from capvisor.model.memory import EMPTY, Granule, SparseStore
+from capvisor.spec.formats import Permission
+from capvisor.spec.registers import REGISTER_COUNT
+
+_PERMISSION_LETTERS = {
+    Permission.LOAD: "r",
+    Permission.STORE: "w",
+    Permission.EXECUTE: "x",
+    Permission.LOAD_CAPABILITY: "R",
+    Permission.STORE_CAPABILITY: "W",
+}
+
+
+def describe(cap: Capability) -> str:
+    """A capability for people: `0x80000010 [rwxRW,0x80000000-0x80010000]`, and what is special about it.
+
+    The form is that of FreeBSD's strfcap(3), the `%#p` of CheriBSD's printf.
+    """
+    if capability.equal(cap, capability.null(cap.format, cap.address)):
+        return f"{cap.address:#x}"
+    letters = "".join(letter for permission, letter in _PERMISSION_LETTERS.items() if cap.permits(permission))
+    base, top = cap.bounds
+    marks = []
+    if not cap.tag:
+        marks.append("invalid")
+    if cap.otype == cap.format.otype_sentry:
+        marks.append("sentry")
+    elif cap.is_sealed:
+        marks.append(f"sealed {cap.otype:#x}")
+    return f"{cap.address:#x} [{letters},{base:#x}-{top:#x}]" + (f" ({', '.join(marks)})" if marks else "")
+
+
+def lane_capability(machine: BatchMachine, register: int, lane: int) -> Capability:
+    """The capability in a register of one lane (or DDC), as the reference's value."""
+    return Capability(
+        machine.format,
+        bool(machine.tags[register, lane]),
+        int(machine.metas[register, lane]),
+        int(machine.addresses[register, lane]),
+    )
+
+
+def lane_granules(machine: BatchMachine, lane: int) -> dict[int, Granule]:
+    """The granules of one lane's memory that are not empty, by index."""
+    tags, halves = machine.memory.tags[lane], machine.memory.halves[lane]
+    used = np.flatnonzero(tags | halves.any(axis=1))
+    return {int(i): Granule(bool(tags[i]), int(halves[i, 1]), int(halves[i, 0])) for i in used}
+
+
+def hart_granules(hart: Hart) -> dict[int, Granule]:
+    """The granules of a hart's memory that are not empty, by index."""
+    store = hart.memory.store
+    assert isinstance(store, SparseStore)
+    return {index: granule for index, granule in store.written() if granule != EMPTY}
+
+
+def differences(hart: Hart, machine: BatchMachine, lane: int) -> list[str]:
+    """What differs between a hart and a lane: program counter, DDC, all registers, all of memory. Empty if nothing does."""
+    found = []
+    if int(machine.pc[lane]) != hart.pc:
+        found.append(f"pc: reference {hart.pc:#x}, fast path {int(machine.pc[lane]):#x}")
+    registers = [(f"c{number}", hart.capability(number), number) for number in range(REGISTER_COUNT)]
+    for name, expected, row in [*registers, ("ddc", hart.ddc, DDC)]:
+        actual = lane_capability(machine, row, lane)
+        if actual != expected:
+            found.append(
+                f"{name}: reference {describe(expected)} meta {expected.meta:#x}, "
+                f"fast path {describe(actual)} meta {actual.meta:#x}"
+            )
+    mine, other = hart_granules(hart), lane_granules(machine, lane)
+    for index in sorted(mine.keys() | other.keys()):
+        expected_granule, actual_granule = mine.get(index, EMPTY), other.get(index, EMPTY)
+        if expected_granule != actual_granule:
+            address = hart.memory.base + index * hart.format.capability_bytes
+            found.append(f"memory at {address:#x}: reference {tuple(expected_granule)}, fast path {tuple(actual_granule)}")
+    return found

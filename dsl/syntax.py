@@ -1,0 +1,209 @@
+"""The typed tree of a program. Positions are carried along, and don't count when trees are compared."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where something stands in its source; lines and columns count from 1."""
+
+    line: int = 0
+    column: int = 0
+
+
+def _position() -> Position:
+    return field(default_factory=Position, compare=False, repr=False)
+
+
+class Operator(Enum):
+    """Operators, by the symbol or word that writes them."""
+
+    IMPLIES = "implies"
+    OR = "or"
+    AND = "and"
+    NOT = "not"
+    EQUAL = "=="
+    NOT_EQUAL = "!="
+    LESS_EQUAL = "<="
+    GREATER_EQUAL = ">="
+    LESS = "<"
+    GREATER = ">"
+    BIT_OR = "|"
+    BIT_XOR = "^"
+    BIT_AND = "&"
+    SHIFT_LEFT = "<<"
+    SHIFT_RIGHT = ">>"
+    ADD = "+"
+    SUBTRACT = "-"
+    MULTIPLY = "*"
+    INVERT = "~"
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A number as it was written: `0x10`, `64K`."""
+
+    text: str
+    position: Position = _position()
+
+    @property
+    def value(self) -> int:
+        digits, factor = self.text, 1
+        if not digits.startswith("0x") and digits[-1] in "KMG":
+            factor = 1024 ** ("KMG".index(digits[-1]) + 1)
+            digits = digits[:-1]
+        if digits.startswith(("0x", "0b")):
+            return int(digits, 0)
+        return int(digits) * factor
+
+
+@dataclass(frozen=True)
+class Truth:
+    """`true` or `false`."""
+
+    value: bool
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Name:
+    """A value that a `let` names."""
+
+    name: str
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Register:
+    """A register, in an expression: the integer in it."""
+
+    number: int
+    is_capability: bool
+    """Whether it was written as a capability's register (`c5`); as an operand, the operation's table decides."""
+    position: Position = field(default_factory=Position, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class FieldOf:
+    """A field of the capability in a register: `c5.base`."""
+
+    register: int
+    name: str
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Unary:
+    operator: Operator
+    operand: "Expression"
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Binary:
+    operator: Operator
+    left: "Expression"
+    right: "Expression"
+    position: Position = _position()
+
+
+Expression = Integer | Truth | Name | Register | FieldOf | Unary | Binary
+
+
+@dataclass(frozen=True)
+class Any:
+    """A value of `bits` bits that stands for all that satisfy the condition."""
+
+    bits: int
+    where: Expression | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Let:
+    """A name for a value."""
+
+    name: str
+    value: Any | Expression
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that a program runs on; memory of size 0 is none."""
+
+    format: str
+    memory_base: Expression | None = None
+    memory_size: Expression | None = None
+    roots: tuple[int, ...] = ()
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A trap that an operation must give, always or exactly when a condition holds before it."""
+
+    cause: str
+    when: Expression | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An operation with its operands in the order of its syntax: register numbers as Register, all else as expressions."""
+
+    name: str
+    operands: tuple[Expression, ...]
+    expectations: tuple[Expectation, ...] = ()
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Assert:
+    condition: Expression
+    position: Position = _position()
+
+
+Statement = Machine | Let | Instruction | Assert
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of source: its statement and its comment (with the #), where it has them."""
+
+    statement: Statement | None = None
+    comment: str | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, and what it is called in messages (its file)."""
+
+    lines: tuple[Line, ...]
+    source: str = field(default="<program>", compare=False)
+    text: str = field(default="", compare=False, repr=False)
+
+    @property
+    def statements(self) -> Iterator[Statement]:
+        return (line.statement for line in self.lines if line.statement is not None)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine; a checked program has exactly one."""
+        return next(statement for statement in self.statements if isinstance(statement, Machine))
+
+    @property
+    def lets(self) -> Iterator[Let]:
+        return (statement for statement in self.statements if isinstance(statement, Let))
+
+
+def walk(expression: Expression) -> Iterator[Expression]:
+    """The expression and all that it is made of."""
+    yield expression
+    if isinstance(expression, Unary):
+        yield from walk(expression.operand)
+    elif isinstance(expression, Binary):
+        yield from walk(expression.left)
+        yield from walk(expression.right)

@@ -1,0 +1,5 @@
+"""capvisor: executable, machine-checked models of thin monitors."""
+
+from importlib.metadata import version
+
+__version__ = version("capvisor")

@@ -1,0 +1,140 @@
+"""Seeded bugs are found: each is one change of a source, and the golden vectors or the differential test must notice it."""
+
+import importlib
+import inspect
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from capvisor.conformance.check import check
+from capvisor.conformance.files import read
+from capvisor.fastpath import isa as _kernels
+from capvisor.fastpath.machine import KERNELS
+from capvisor.model import isa as _rules
+from capvisor.model.machine import RULES
+from capvisor.spec.formats import CC128
+from tests.support import Pair, random_operands
+from tests.tutorial import ROOT
+
+assert _kernels and _rules
+
+# (module, what stands there, what the bug makes of it), seen by the golden vectors
+BOUNDS_BUGS = [
+    ("model.bounds", "carry = top < bottom", "carry = top <= bottom"),
+    ("model.bounds", "+ internal + carry & 3", "+ internal & 3"),
+    ("model.bounds", "(bottom >> shift) - 1 & 7", "(bottom >> shift) & 7"),
+    ("model.bounds", "- address_above", "+ address_above"),
+    ("model.bounds", "(length_high > 1)", "(length_high > 2)"),
+    ("model.bounds", "top ^ wrapped <<", "top ^ 0 <<"),
+    ("model.bounds", "exponent < fmt.max_exponent, exponent, fmt.max_exponent", "exponent < 64, exponent, fmt.max_exponent"),
+    ("model.bounds", "internal = length >> fmt.mantissa_width - 2 != 0", "internal = length >> fmt.mantissa_width - 1 != 0"),
+    ("model.bounds", "top_granule = top + (1 << alignment) - 1 >> alignment", "top_granule = top >> alignment"),
+    ("model.bounds", "exact = (base | top)", "exact = base"),
+    ("model.bounds", "top_granule + grown >> grown", "top_granule >> grown"),
+    ("model.bounds", "exponent = exponent + grown", "exponent = exponent"),
+    ("model.bounds", "(exponent >= fmt.max_exponent - 2)", "(exponent >= fmt.max_exponent)"),
+    ("model.bounds", "increment_middle >= room", "increment_middle > room"),
+    ("model.bounds", "length + (mask ^ fmt.address_mask) & mask", "length & mask"),
+    ("model.capability", "(address >= base) & (address + size <= top)", "(address >= base)"),
+    ("model.capability", "permissions >> fmt.software_permissions_shift", "permissions >> 0"),
+    ("fastpath.bounds", "np.less(top, base, out=top_high)", "top_high.fill(False)"),
+    ("fastpath.bounds", "np.minimum(exponent, fmt.max_exponent, out=exponent)", "pass"),
+    ("fastpath.bounds", "np.bitwise_or(short, eighth, out=short)", "pass"),
+    ("fastpath.bounds", "np.not_equal(length, top_high, out=top_high)", "pass"),
+    ("fastpath.bounds", "np.add(offset, mask, out=offset)", "pass"),
+    ("fastpath.bounds", "np.bitwise_and(grown, internal, out=grown)", "pass"),
+    ("fastpath.bounds", "np.add(top, grown, out=top)", "pass"),
+    ("fastpath.bounds", "np.add(short, eighth, out=short)", "pass"),
+    ("fastpath.bits", "np.maximum(out, 1022, out=out)", "pass"),
+    ("fastpath.capability", "np.less(end, address, out=end_high)", "end_high.fill(False)"),
+]
+
+# (module, what stands there, what the bug makes of it, an operation that shows it), seen by the differential test
+OPERATION_BUGS = [
+    ("fastpath.capability", "np.logical_and(permitted, authority.tag, out=permitted)", "pass", "cseal"),
+    ("fastpath.capability", "np.less_equal(authority.address, fmt.max_otype, out=flag)", "flag.fill(True)", "cseal"),
+    ("fastpath.capability", "np.copyto(field, fmt.null_meta & fmt.bounds.in_place, where=high)", "pass", "cbuildcap"),
+    ("model.capability", "allowed = not_(cap.is_sealed) & within_bounds", "allowed = within_bounds", "csetbounds"),
+    ("fastpath.capability", "np.equal(inner.tag, outer.tag, out=flag)", "flag.fill(True)", "ctestsubset"),
+    ("fastpath.isa", "np.greater(stored.tag, needed, out=needed)", "np.copyto(needed, stored.tag)", "csc"),
+    ("fastpath.isa", "np.logical_and(tag, may_load, out=tag)", "pass", "clc"),
+    ("fastpath.memory", "if straddles.any():", "if False:", "csd"),
+    ("fastpath.memory", "np.add(address, size_bytes - 1, out=index)", "np.copyto(index, address)", "csd"),
+    ("model.memory", "self.store.set(index, Granule(False,", "self.store.set(index, Granule(True,", "csb"),
+    ("model.isa", "if authority.is_sealed:", "if False:", "clb"),
+    ("model.isa", 'raise Trap("PermitStoreCapViolation", cs1)', "pass", "csc"),
+]
+
+
+@contextmanager
+def mutated(module_name: str, before: str, after: str) -> Iterator[None]:
+    """Gives the module's functions the code of its source with one change; whoever has imported them sees it."""
+    module = importlib.import_module(f"capvisor.{module_name}")
+    source = inspect.getsource(module)
+    assert before in source, f"{module_name} has no `{before}`: the bug can't be seeded"
+    changed = types.ModuleType(module.__name__)
+    rules, kernels = dict(RULES), dict(KERNELS)
+    exec(compile(source.replace(before, after), str(module.__file__), "exec"), vars(changed))
+    RULES.update(rules)  # executing the source has declared its rules again
+    KERNELS.update(kernels)
+    originals = dict(functions(module))
+    saved = {name: function.__code__ for name, function in originals.items()}
+    for name, function in functions(changed):
+        originals[name].__code__ = function.__code__
+    try:
+        yield
+    finally:
+        for name, code in saved.items():
+            originals[name].__code__ = code
+
+
+def functions(module: types.ModuleType) -> Iterator[tuple[str, types.FunctionType]]:
+    """The functions that a module defines, methods and properties of its classes included, by qualified name."""
+    for value in vars(module).values():
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        members = vars(value).values() if inspect.isclass(value) else [value]
+        for member in members:
+            function = member.fget if isinstance(member, property) else member
+            if isinstance(function, types.FunctionType) and "<" not in function.__qualname__:
+                yield function.__qualname__, function
+
+
+def golden_failures() -> int:
+    vectors = [read(path) for path in sorted((ROOT / "tests" / "vectors").glob("*.npz"))]
+    return sum(check(file, implementation).failed for file in vectors for implementation in ("reference", "fast"))
+
+
+@pytest.mark.parametrize(("module", "before", "after"), BOUNDS_BUGS, ids=[f"{m}: {b}" for m, b, _ in BOUNDS_BUGS])
+def test_a_bug_in_the_bounds_is_seen_by_golden_vectors(module: str, before: str, after: str) -> None:
+    with mutated(module, before, after):
+        assert golden_failures() > 0
+
+
+def differs(name: str) -> bool:
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        pair = Pair.with_random_state(rng, CC128, 11, 4)
+        try:
+            for _ in range(6):
+                pair.step(name, random_operands(rng, CC128, name))
+            pair.compare(name)
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after", "name"), OPERATION_BUGS, ids=[f"{m}: {b}" for m, b, _, _ in OPERATION_BUGS]
+)
+def test_a_bug_in_an_operation_is_seen_by_the_differential_test(module: str, before: str, after: str, name: str) -> None:
+    with mutated(module, before, after):
+        assert differs(name)
+
+
+def test_without_a_bug_nothing_is_found() -> None:
+    assert golden_failures() == 0
+    assert not any(differs(name) for name in sorted({name for *_, name in OPERATION_BUGS}))
