@@ -114,6 +114,7 @@ def command() -> str:
     """Every verb's own help."""
     parts = ["# The command\n", "Generated from the command itself.\n", "## Exit status\n"]
     parts.append(table(["status", "meaning"], [(status.value, meaning) for status, meaning in MEANINGS.items()]))
+    parts.append("## JSON\n\nWhat `--json FILE` writes is described by a JSON Schema, `cli/schemas/results.schema.json`.\n")
     context = click.Context(capvisor, info_name="capvisor", max_content_width=100)
     parts.append(f"## capvisor\n\n```text\n{capvisor.get_help(context)}\n```\n")
     for name in capvisor.list_commands(context):

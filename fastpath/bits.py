@@ -4,21 +4,20 @@ import numpy as np
 
 from capvisor.fastpath.workspace import Flags, Words
 
-_FLOAT_2_52 = np.uint64(0x4330_0000_0000_0000)
+_FLOAT_2_52 = 0x4330_0000_0000_0000
 """The bits of the float 2.0**52: or-ed with an integer below 2**52, they are the float 2**52 + that integer."""
 
 
-def bit_length(values: Words, out: Words) -> None:
-    """out = the number of bits of each value, without leading zeros. Values must be below 2**52.
+def floor_log2(values: Words, out: Words) -> None:
+    """out = the number of the highest bit that is set in each value, 0 also for the value 0. Values must be below 2**52.
 
     The exponent of the float that equals the value says it; there is no integer instruction for it in numpy.
     """
-    np.bitwise_or(values, _FLOAT_2_52, out=out)
+    np.bitwise_or(values, _FLOAT_2_52 | 1, out=out)
     as_float = out.view(np.float64)
     np.subtract(as_float, 2.0**52, out=as_float)
     np.right_shift(out, 52, out=out)
-    np.maximum(out, 1022, out=out)  # the float 0.0 has exponent 0
-    np.subtract(out, 1022, out=out)
+    np.subtract(out, 1023, out=out)
 
 
 def shift_right_signed(values: Words, shift: Words, out: Words) -> None:

@@ -11,7 +11,7 @@ uint32, which takes two thirds of the time.
 
 import numpy as np
 
-from capvisor.fastpath.bits import bit_length, shift_right_signed
+from capvisor.fastpath.bits import floor_log2, shift_right_signed
 from capvisor.fastpath.workspace import Flags, Shorts, Words, Workspace
 from capvisor.spec.formats import CapabilityFormat
 
@@ -126,61 +126,74 @@ def bounds_are_valid(fmt: CapabilityFormat, meta: Words, ws: Workspace, out: Fla
 
 
 def encode_bounds(
-    fmt: CapabilityFormat, base: Words, length: Words, ws: Workspace, field: Words, alignment: Words, exact: Flags
-) -> None:
+    fmt: CapabilityFormat, base: Words, length: Words, ws: Workspace, alignment: Words, exact: Flags
+) -> Shorts:
     """The tightest bounds field that covers [base, base + length), its alignment exponent, and whether it is exact.
 
-    Lengths are below 2**A. `field` and `alignment` must not be `base` or `length`.
+    Lengths are below 2**A. The field is ws.bounds_shorts[0]; `alignment` must not be `base` or `length`.
     """
-    exponent, internal, unused, mask, offset, granules = ws.bounds[:6]
-    low, top_bits = fmt.exponent_low_width, fmt.mantissa_width - 1
-    np.right_shift(length, top_bits, out=exponent)
-    bit_length(exponent, exponent)
-    np.right_shift(length, top_bits - 1, out=internal)
-    np.minimum(internal, 1, out=internal)
+    wide, mask, offset, units = ws.bounds[:4]
+    bottom, top, exponent, internal, unused, grown, parity = ws.bounds_shorts[:7]
+    flag = ws.bounds_flags[0]
+    low, length_bits = fmt.exponent_low_width, fmt.mantissa_width - 1
+    np.right_shift(length, length_bits - 1, out=wide)
+    np.not_equal(wide, 0, out=flag)
+    np.copyto(internal, flag)
+    floor_log2(wide, wide)
+    narrow(wide, exponent)
     np.multiply(internal, low, out=unused)
-    np.add(exponent, unused, out=alignment)
+    np.add(exponent, unused, out=top)
+    np.copyto(alignment, top)
     np.left_shift(np.uint64(1), alignment, out=mask)
     np.subtract(mask, 1, out=mask)
-    # How many granules of 2**alignment the request touches: the length's whole ones, and those of the rest.
+    # How many units of 2**alignment the request touches: the length's whole ones, and those of the rest.
     np.bitwise_and(base, mask, out=offset)
-    np.bitwise_and(length, mask, out=granules)
-    np.add(offset, granules, out=offset)
+    np.bitwise_and(length, mask, out=units)
+    np.bitwise_or(offset, units, out=wide)
+    np.equal(wide, 0, out=exact)
+    np.add(offset, units, out=offset)
     np.add(offset, mask, out=offset)
     np.right_shift(offset, alignment, out=offset)
-    np.right_shift(length, alignment, out=granules)
-    np.add(granules, offset, out=granules)
-    # One more bit than fits: granules twice as large.
-    grown = offset
-    np.right_shift(granules, top_bits - low, out=grown)
+    np.right_shift(length, alignment, out=units)
+    np.right_shift(base, alignment, out=wide)
+    narrow(wide, bottom)
+    np.bitwise_or(wide, units, out=wide)
+    narrow(wide, parity)
+    np.add(units, offset, out=units)
+    narrow(units, top)
+    # One more bit than fits: units twice as large, and exact only if both ends are even.
+    np.right_shift(top, length_bits - low, out=grown)
     np.bitwise_and(grown, internal, out=grown)
-    bottom, top = field, granules
-    np.right_shift(base, alignment, out=bottom)
-    np.add(bottom, granules, out=top)
+    np.bitwise_and(parity, grown, out=parity)
+    np.equal(parity, 0, out=flag)
+    np.logical_and(exact, flag, out=exact)
+    np.add(top, bottom, out=top)
     np.right_shift(bottom, grown, out=bottom)
     np.add(top, grown, out=top)
     np.right_shift(top, grown, out=top)
     np.add(exponent, grown, out=exponent)
-    np.add(alignment, grown, out=alignment)
-    np.left_shift(mask, grown, out=mask)
-    np.bitwise_or(mask, grown, out=mask)
-    np.bitwise_or(base, length, out=grown)
-    np.bitwise_and(grown, mask, out=grown)
-    np.equal(grown, 0, out=exact)
-    # Pack. The exponent's upper part goes below T, its lower part below B.
+    np.copyto(wide, grown)
+    np.add(alignment, wide, out=alignment)
+    _pack(fmt, bottom, top, exponent, internal, unused)
+    return bottom
+
+
+def _pack(fmt: CapabilityFormat, bottom: Shorts, top: Shorts, exponent: Shorts, internal: Shorts, unused: Shorts) -> None:
+    """bottom = the bounds field, of B and T in units that leave `unused` bits of them to the exponent. Spoils all."""
+    # The exponent's upper part goes below T, its lower part below B.
     np.left_shift(bottom, unused, out=bottom)
     np.bitwise_and(bottom, fmt.bottom.mask, out=bottom)
     np.left_shift(top, unused, out=top)
     np.bitwise_and(top, fmt.top.mask, out=top)
     np.left_shift(top, fmt.top.low, out=top)
-    np.bitwise_or(field, top, out=field)
-    np.multiply(exponent, (1 << fmt.top.low - low) + 1, out=exponent)
+    np.bitwise_or(bottom, top, out=bottom)
+    np.multiply(exponent, (1 << fmt.top.low - fmt.exponent_low_width) + 1, out=exponent)
     np.bitwise_and(exponent, fmt.exponent_high_mask << fmt.top.low | fmt.exponent_low_mask, out=exponent)
-    np.bitwise_or(field, exponent, out=field)
+    np.bitwise_or(bottom, exponent, out=bottom)
     if fmt.internal_exponent_flag == 0:
         np.bitwise_xor(internal, 1, out=internal)
     np.left_shift(internal, fmt.internal_exponent.low, out=internal)
-    np.bitwise_or(field, internal, out=field)
+    np.bitwise_or(bottom, internal, out=bottom)
 
 
 def set_bounds(
@@ -190,10 +203,11 @@ def set_bounds(
 
     Lengths are below 2**A. `out_meta` must not be `base` or `length`.
     """
-    field, alignment = ws.bounds[6:8]
-    encode_bounds(fmt, base, length, ws, field, alignment, exact)
+    wide = ws.bounds[0]
+    field = encode_bounds(fmt, base, length, ws, ws.bounds[4], exact)
+    np.copyto(wide, field)
     np.bitwise_and(meta, ~fmt.bounds.in_place & fmt.address_mask, out=out_meta)
-    np.bitwise_or(out_meta, field, out=out_meta)
+    np.bitwise_or(out_meta, wide, out=out_meta)
 
 
 def address_keeps_bounds(
@@ -253,10 +267,9 @@ def increment_is_representable(
 
 def alignment_mask(fmt: CapabilityFormat, length: Words, ws: Workspace, out: Words) -> None:
     """out = the mask that aligns a base so that `length` bytes from it have exact bounds. `out` must not be `length`."""
-    field, alignment = ws.bounds[6:8]
-    zero = out
+    alignment, zero = ws.bounds[4], out
     zero.fill(0)
-    encode_bounds(fmt, zero, length, ws, field, alignment, ws.bounds_flags[0])
+    encode_bounds(fmt, zero, length, ws, alignment, ws.bounds_flags[1])
     np.right_shift(np.uint64(fmt.address_mask), alignment, out=out)
     np.left_shift(out, alignment, out=out)
 

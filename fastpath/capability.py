@@ -384,7 +384,7 @@ def build(fmt: CapabilityFormat, authority: Lanes, requested: Lanes, ws: Workspa
         np.bitwise_and(length, fmt.address_mask, out=length)
     np.greater_equal(top, base, out=flag)
     np.logical_and(flag, high, out=high)
-    bounds.encode_bounds(fmt, base, length, ws, field, ws.capability[5], flag)
+    np.copyto(field, bounds.encode_bounds(fmt, base, length, ws, ws.capability[5], flag))
     np.copyto(field, fmt.null_meta & fmt.bounds.in_place, where=high)
     np.bitwise_xor(field, wanted_meta, out=field)
     np.bitwise_and(field, fmt.bounds.in_place, out=field)

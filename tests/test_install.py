@@ -83,7 +83,11 @@ def test_an_installed_wheel_imports_and_runs_everything(wheel: Path, tmp_path) -
 def test_the_wheel_is_typed_and_licensed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert "capvisor/py.typed" in names and "capvisor/dsl/grammar.lark" in names
+    assert (
+        "capvisor/py.typed" in names
+        and "capvisor/cli/schemas/results.schema.json" in names
+        and "capvisor/dsl/grammar.lark" in names
+    )
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith("tests") for name in names)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from capvisor.cli import main as command
@@ -18,14 +19,24 @@ GOOD = "machine cc128 { memory 0x80000000 size 4K; c1 = root }\nlet x = any u64\
 BAD = GOOD + "assert x5 < 0x8000000000000000\n"
 
 
+SCHEMA = json.loads((ROOT / "cli" / "schemas" / "results.schema.json").read_text())
+
+
 @pytest.fixture
 def capvisor(capsys):
-    """Runs the command in this process; gives its status, standard output and standard error."""
+    """Runs the command in this process; gives its status, standard output and standard error.
+
+    Whatever it writes as JSON must be of the published schema.
+    """
 
     def run(*arguments: object) -> tuple[int, str, str]:
         status = command.status_of([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.out + captured.err
+        if "--json" in arguments:
+            path = Path(arguments[arguments.index("--json") + 1])
+            if path.is_file():
+                jsonschema.validate(json.loads(path.read_text()), SCHEMA)
         return status, captured.out, captured.err
 
     return run

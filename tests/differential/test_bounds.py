@@ -5,7 +5,7 @@ import pytest
 
 from capvisor.dsl.edges import edge_numbers
 from capvisor.fastpath import bounds as fast
-from capvisor.fastpath.bits import bit_length
+from capvisor.fastpath.bits import floor_log2
 from capvisor.fastpath.workspace import Workspace
 from capvisor.model import bounds as reference
 from capvisor.spec.formats import FORMATS, CapabilityFormat
@@ -98,11 +98,11 @@ def test_representable_length_and_alignment_mask(fmt: CapabilityFormat) -> None:
     assert case.rows(length, mask) == expected
 
 
-def test_bit_length() -> None:
+def test_floor_log2() -> None:
     values = [0, 1, 2, 3, 4, 2**51 - 1, 2**51, 2**52 - 1] + [2**i for i in range(52)]
     out = np.array(values, np.uint64)
-    bit_length(out, out)
-    assert out.tolist() == [value.bit_length() for value in values]
+    floor_log2(out, out)
+    assert out.tolist() == [max(value, 1).bit_length() - 1 for value in values]
 
 
 @ANY_FORMAT
