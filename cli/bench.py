@@ -29,7 +29,7 @@ def bench(repeats: int, json_path: Path | None) -> int:
     for name, unit, fast, reference, ratio in results:
         rows.append((name, _number(fast), _number(reference), unit, f"{ratio:,.0f}"))
     columns = ("what", "fast path", "reference", "unit", "fast path is quicker by")
-    out.print(table(None, columns, rows, right=(1, 2, 4)), soft_wrap=False)
+    out.print(table(columns, rows, right=(1, 2, 4)), soft_wrap=False)
     out.print(
         "\nThe fast decode is quick by its formula, not by its language: "
         "C with the same formula is several times faster still."

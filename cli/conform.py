@@ -24,9 +24,9 @@ def conform(
     paths: tuple[Path, ...], implementation: str, format_name: str | None, operation: str | None, json_path: Path | None
 ) -> int:
     """Hold the implementations against golden vectors: FORMAT.OPERATION.npz or .csv files, or folders of them."""
-    check_writable(json_path)
+    check_writable(json_path, paths)
     chosen = ["reference", "fast"] if implementation == "both" else [implementation]
-    files, skipped = _find(paths)
+    files, skipped = _find(paths, format_name is not None and operation is not None)
     if not files:
         raise InputError(f"{', '.join(map(str, paths))}: no golden vectors of a known format: FORMAT.OPERATION.npz or .csv")
     out, results = console(), []
@@ -36,9 +36,9 @@ def conform(
             results += [(path, check(vectors, name)) for name in chosen]
             advance(1)
     columns = ("file", "implementation", "rows", "values compared", "failed", "first failing row")
-    out.print(table(None, columns, [_row(result) for _path, result in results], right=(2, 3, 4)), soft_wrap=False)
+    out.print(table(columns, [_row(result) for _path, result in results], right=(2, 3, 4)), soft_wrap=False)
     for path in skipped:
-        out.print(f"skipped: {path}: a format that isn't modelled")
+        out.print(f"skipped: {path}: no format and operation that are modelled")
     for path, result in results:
         if result.first is not None:
             _explain(out.print, path, result)
@@ -49,8 +49,8 @@ def conform(
     return Status.VIOLATION if failed else Status.OK
 
 
-def _find(paths: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
-    """The files to check, and those of folders that are golden vectors of formats that aren't modelled."""
+def _find(paths: tuple[Path, ...], named: bool) -> tuple[list[Path], list[Path]]:
+    """The files to check, and those of folders whose names say no format and operation that are modelled."""
     files: list[Path] = []
     skipped: list[Path] = []
     for path in paths:
@@ -58,10 +58,11 @@ def _find(paths: tuple[Path, ...]) -> tuple[list[Path], list[Path]]:
             files.append(path)
             continue
         for found in sorted(path.rglob("*")):
-            described = describe_name(found)
-            if found.suffix not in SUFFIXES or described is None or described[1] not in VECTOR_OPERATIONS:
+            if found.suffix not in SUFFIXES:
                 continue
-            (files if described[0] in FORMATS else skipped).append(found)
+            described = describe_name(found)
+            known = described is not None and described[0] in FORMATS and described[1] in VECTOR_OPERATIONS
+            (files if known or named else skipped).append(found)
     return files, skipped
 
 

@@ -1,5 +1,6 @@
 """`capvisor fuzz`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def fuzz(paths: tuple[Path, ...], lanes: int, seed: int, sample: int, json_path:
 
     Values are drawn with a bias to edges. A failing choice is printed as the program with its values filled in.
     """
-    check_writable(json_path)
-    files = [programs.read(path) for path in programs.find(paths)]
+    found = list(programs.find(paths))
+    check_writable(json_path, found)
+    files = [programs.read(path) for path in found]
     out, campaigns = console(), []
     with progress("lanes", lanes * len(files)) as advance:
         for program in files:
@@ -53,7 +55,7 @@ def fuzz(paths: tuple[Path, ...], lanes: int, seed: int, sample: int, json_path:
         "states compared",
         "result",
     )
-    out.print(table(None, columns, [_row(campaign) for campaign in campaigns], right=range(1, 8)), soft_wrap=False)
+    out.print(table(columns, [_row(campaign) for campaign in campaigns], right=range(1, 8)), soft_wrap=False)
     for campaign in campaigns:
         for finding in campaign.findings:
             _report(out.print, campaign, finding)
@@ -65,7 +67,7 @@ def fuzz(paths: tuple[Path, ...], lanes: int, seed: int, sample: int, json_path:
     interrupted = any(campaign.interrupted for campaign in campaigns)
     if interrupted:
         out.print("\ninterrupted: the table is of what was done. The same --seed starts over with the same values.")
-    names = " ".join(str(path) for path in paths)
+    names = shlex.join(str(path) for path in paths)
     out.print(f"\nagain: capvisor fuzz {names} --lanes {lanes} --seed {seed} --sample {sample}")
     write_json(json_path, "fuzz", {"seed": seed, "lanes": lanes, "campaigns": [_as_json(c) for c in campaigns]})
     if any(campaign.findings for campaign in campaigns):

@@ -44,5 +44,5 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
 def listing(what: str) -> int:
     """List what there is: operations, capability formats, trap causes, fields of a capability, kinds of golden vectors."""
     columns, rows = _TABLES[what]
-    console().print(table(None, columns, rows), soft_wrap=False)
+    console().print(table(columns, rows), soft_wrap=False)
     return Status.OK

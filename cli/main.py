@@ -1,5 +1,6 @@
 """The command line: verbs, and one clear message with a documented exit status for whatever goes wrong."""
 
+import io
 import os
 import sys
 import traceback
@@ -8,11 +9,11 @@ from typing import Any
 import click
 
 from capvisor import __version__
-from capvisor.cli import bench, conform, explain, fmt, fuzz, listing, run, vectors
+from capvisor.cli import bench, conform, explain, fmt, fuzz, listing, prove, run, vectors
 from capvisor.cli.output import console
 from capvisor.cli.status import MEANINGS, InputError, Status
 from capvisor.conformance.files import VectorFileError
-from capvisor.dsl.errors import ProgramError
+from capvisor.dsl.errors import NoValuesError, ProgramError
 
 _EPILOG = "Exit status: " + "; ".join(f"{status.value} {meaning}" for status, meaning in MEANINGS.items()) + "."
 
@@ -29,6 +30,7 @@ def capvisor() -> None:
 for _verb in (
     run.run,
     fuzz.fuzz,
+    prove.prove,
     fmt.fmt,
     conform.conform,
     vectors.vectors,
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def status_of(arguments: list[str] | None = None) -> int:
     """Run the command; its exit status. Messages about what went wrong go to standard error."""
+    _prepare_streams()
     try:
         result: Any = capvisor.main(arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -56,16 +59,15 @@ def status_of(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         _complain(error.format_message())
         return Status.USAGE
+    except NoValuesError as error:
+        _complain(str(error))
+        return Status.INCONCLUSIVE
     except (InputError, ProgramError, VectorFileError) as error:
         _complain(str(error))
         return Status.USAGE
     except (KeyboardInterrupt, click.exceptions.Abort):
         _complain("interrupted; nothing was finished")
         return Status.INCONCLUSIVE
-    except BrokenPipeError:
-        # Whoever read our output has stopped; the interpreter must not fail on it again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Status.OK
     except MemoryError:
         _complain("this machine hasn't enough memory for that: try fewer lanes or a smaller memory")
         return Status.USAGE
@@ -79,6 +81,15 @@ def status_of(arguments: list[str] | None = None) -> int:
         else:
             _complain("Set CAPVISOR_TRACEBACK=1 to see where it happened.")
         return Status.INTERNAL
+
+
+def _prepare_streams() -> None:
+    """Output may be closed, or of an encoding that lacks a character: neither is a reason to fail."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it stays open to the end
+        elif isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _complain(message: str) -> None:

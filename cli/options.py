@@ -37,9 +37,12 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, int]:
     for setting in settings:
         name, equals, number = setting.partition("=")
         try:
-            values[name.strip()] = int(number, 0)
+            value = int(number, 0)
         except ValueError:
             equals = ""
         if not equals:
             raise InputError(f"--set {setting}: expected NAME=NUMBER, such as `len=0x1000`")
+        if name.strip() in values:
+            raise InputError(f"--set {setting}: `{name.strip()}` is set twice")
+        values[name.strip()] = value
     return values

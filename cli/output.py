@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,20 @@ from rich.table import Table
 
 from capvisor import __version__
 from capvisor.cli.status import InputError
+from capvisor.files import write_whole
 
-PLAIN_WIDTH = 160
-"""Columns where standard output is no terminal."""
+PLAIN_WIDTH = 1000
+"""Columns where standard output is no terminal: no cell is ever broken there."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would exit with status 1; `cli.main` knows what to do
+        """Whoever read our output has stopped: go on without them, to the status that the work deserves."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+PLAIN_PROGRESS_S = 10.0
+"""Seconds between lines of progress where standard error is no terminal."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -31,9 +38,9 @@ def console(*, stderr: bool = False) -> Console:
     return _Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width, soft_wrap=True)
 
 
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> Table:
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> Table:
     """A table; `right` are the columns of numbers."""
-    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    result = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
         result.add_column(name, justify="right" if index in right else "left", no_wrap=index in right, overflow="fold")
     for row in rows:
@@ -41,9 +48,26 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[obj
     return result
 
 
+class _PlainProgress:
+    """Says on standard error how far the work is, every so many seconds."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._next = time.monotonic() + PLAIN_PROGRESS_S
+
+    def __call__(self, done: int) -> None:
+        self._done += done
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_PROGRESS_S
+            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on a terminal, nothing elsewhere. Gives a function to call with how much has been done."""
+    """A bar on a terminal, now and then a plain line elsewhere. Gives a function to call with how much has been done."""
+    if not sys.stderr.isatty():
+        yield _PlainProgress(what, total)
+        return
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -51,7 +75,6 @@ def progress(what: str, total: int) -> Iterator[Any]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not sys.stderr.isatty(),
     )
     with bar:
         task = bar.add_task(what, total=total)
@@ -60,34 +83,24 @@ def progress(what: str, total: int) -> Iterator[Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises InputError where that isn't possible."""
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
+        write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
-        with_cleanup(temporary)
         raise InputError(f"can't write {path}: {error.strerror or error}") from None
 
 
-def with_cleanup(path: Path) -> None:
-    """Remove what a failed write left."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
-
-
-def check_writable(path: Path | None) -> None:
-    """Raises InputError, before any work is done, where a file can't be written."""
+def check_writable(path: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """Raises InputError, before any work is done, where a file can't be written or is one of the inputs."""
     if path is None:
         return
-    folder = path.parent
+    if path.exists() and any(each.exists() and each.samefile(path) for each in inputs):
+        raise InputError(f"can't write {path}: it is an input")
+    folder = path.resolve().parent if path.is_symlink() else path.parent
     if path.is_dir():
         raise InputError(f"can't write {path}: it is a folder")
     if not folder.is_dir():
         raise InputError(f"can't write {path}: there is no folder {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
         raise InputError(f"can't write {path}: permission denied")
 
 

@@ -1,5 +1,6 @@
 """Finding and reading programs."""
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,29 +13,37 @@ LARGEST_BYTES = 1 << 20
 
 
 def find(paths: tuple[Path, ...]) -> Iterator[Path]:
-    """The files that paths name: files as they are, folders for all programs in them, in the order of their names."""
+    """The files that paths name: files as they are, folders and patterns for all that is in them, in order of names."""
     for path in paths:
         if path.is_dir():
             found = sorted(path.rglob(f"*{SUFFIX}"))
             if not found:
                 raise InputError(f"{path}: no {SUFFIX} files in this folder")
             yield from found
+        elif not path.exists() and glob.has_magic(str(path)):
+            matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+            if not matched:
+                raise InputError(f"{path}: no file is matched by this pattern")
+            yield from matched
         else:
             yield path
 
 
 def read_text(path: Path) -> str:
-    """The text of a program's file."""
+    """The text of a program's file, its line ends as they are."""
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise InputError(f"{path}: larger than {LARGEST_BYTES >> 20} MiB: this is no program")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file (UTF-8)") from None
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+    if len(content) > LARGEST_BYTES:
+        raise InputError(f"{path}: larger than {LARGEST_BYTES >> 20} MiB: this is no program")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file (UTF-8)") from None
 
 
 def read(path: Path) -> Program:

@@ -1,5 +1,6 @@
 """`capvisor run`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ def run(
 
     By default on the reference and on the fast path, with whole states compared after every step.
     """
-    check_writable(json_path)
+    found = list(programs.find(paths))
+    check_writable(json_path, found)
     given = parse_settings(settings)
-    files = [programs.read(path) for path in programs.find(paths)]
+    files = [programs.read(path) for path in found]
     if given and len(files) > 1:
         raise InputError("--set needs a single program: names mean something else in each")
     out = console()
@@ -50,14 +52,14 @@ def run(
         verdicts.append(verdict)
     columns = ("program", "operations", "traps", "assertions", "states compared", "result")
     rows = [_row(verdict) for verdict in verdicts]
-    out.print(table(None, columns, rows, right=(1, 2, 3, 4)), soft_wrap=False)
+    out.print(table(columns, rows, right=(1, 2, 3, 4)), soft_wrap=False)
     for verdict in verdicts:
         if verdict.failure is not None:
             failure = verdict.failure
             out.print(f"\n{verdict.program.source}:{failure.line}: {failure.kind}: {failure.message}")
             if verdict.values:
-                shown = " ".join(f"--set {name}={value:#x}" for name, value in _any_values(verdict).items())
-                out.print(f"  again: capvisor run {verdict.program.source} {shown}")
+                shown = [word for name, value in _any_values(verdict).items() for word in ("--set", f"{name}={value:#x}")]
+                out.print(f"  again: {shlex.join(['capvisor', 'run', verdict.program.source, *shown])}")
     failed = sum(not verdict.passed for verdict in verdicts)
     if len(verdicts) > 1:
         out.print(f"\n{len(verdicts) - failed} of {len(verdicts)} passed")

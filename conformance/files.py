@@ -2,14 +2,13 @@
 
 import csv
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from capvisor.fastpath.workspace import Words
+from capvisor.files import write_whole
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 from capvisor.spec.vectors import VECTOR_OPERATIONS, VectorOperation
 
@@ -47,6 +46,8 @@ def describe_name(path: Path) -> tuple[str, str] | None:
 
 def read(path: Path, format_name: str | None = None, operation_name: str | None = None) -> VectorFile:
     """Read a file; its name says format and operation, unless they are given. Raises VectorFileError."""
+    if not path.exists():
+        raise VectorFileError(f"{path}: no such file")
     if path.suffix not in SUFFIXES:
         raise VectorFileError(f"{path}: golden vectors are .npz or .csv files")
     described = describe_name(path) or (None, None)
@@ -70,14 +71,15 @@ def _read_npz(path: Path) -> dict[str, Words]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise VectorFileError(f"{path}: no such file") from None
     except OSError as error:
         raise VectorFileError(f"{path}: can't be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise VectorFileError(f"{path}: not a whole .npz file: {error}") from None
+    except Exception as error:
+        # numpy, zipfile and zlib raise whatever comes first on a damaged file.
+        raise VectorFileError(f"{path}: not a whole .npz file: {type(error).__name__}: {error}") from None
     columns = {}
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise VectorFileError(f"{path}: `{name}` is no array")
         if array.ndim != 1 or array.dtype.kind not in "ub":
             raise VectorFileError(
                 f"{path}: column `{name}` is {array.dtype} of {array.ndim} dimensions; expected unsigned integers in one"
@@ -88,29 +90,34 @@ def _read_npz(path: Path) -> dict[str, Words]:
 
 def _read_csv(path: Path) -> dict[str, Words]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise VectorFileError(f"{path}: no such file") from None
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise VectorFileError(f"{path}: can't be read: {error}") from None
-    reader = csv.reader(io.StringIO(text))
-    header = next(reader, [])
-    names = [name.strip() for name in header]
+    try:
+        rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text)), start=1) if row]
+    except csv.Error as error:
+        raise VectorFileError(f"{path}: no CSV file: {error}") from None
+    names = [name.strip() for name in rows[0][1]] if rows else []
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise VectorFileError(f"{path}: two columns are called {', '.join(doubled)}")
     values: list[list[int]] = [[] for _ in names]
-    for number, row in enumerate(reader, start=2):
-        if not row:
-            continue
+    for number, row in rows[1:]:
         if len(row) != len(names):
             raise VectorFileError(f"{path}:{number}: {len(row)} values in {len(names)} columns")
         for name, column, word in zip(names, values, row, strict=True):
-            try:
-                value = int(word, 0)
-            except ValueError:
-                raise VectorFileError(f"{path}:{number}: `{word}` in column `{name}` is no number") from None
-            if not 0 <= value < 1 << 64:
-                raise VectorFileError(f"{path}:{number}: {word} in column `{name}` isn't an unsigned 64-bit number")
-            column.append(value)
+            column.append(_csv_number(path, number, name, word.strip()))
     return {name: np.array(column, np.uint64) for name, column in zip(names, values, strict=True)}
+
+
+def _csv_number(path: Path, line: int, column: str, word: str) -> int:
+    try:
+        value = int(word, 16) if word[:2].lower() == "0x" else int(word)
+    except ValueError:
+        raise VectorFileError(f"{path}:{line}: `{word[:40]}` in column `{column}` is no number") from None
+    if not 0 <= value < 1 << 64:
+        raise VectorFileError(f"{path}:{line}: {word[:40]} in column `{column}` isn't an unsigned 64-bit number")
+    return value
 
 
 def _check_columns(path: Path, operation: VectorOperation, columns: dict[str, Words]) -> None:
@@ -135,18 +142,11 @@ def _check_columns(path: Path, operation: VectorOperation, columns: dict[str, Wo
 
 def write(path: Path, columns: dict[str, Words]) -> None:
     """Write columns as .npz or .csv, as the name says; a file appears whole or not at all. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        if path.suffix == ".npz":
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **columns)  # type: ignore[arg-type]
-        else:
-            with temporary.open("w", encoding="utf-8", newline="") as text:
-                writer = csv.writer(text)
-                writer.writerow(columns)
-                writer.writerows(
-                    [hex(value) for value in row] for row in zip(*(c.tolist() for c in columns.values()), strict=True)
-                )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.suffix == ".npz":
+        write_whole(path, lambda file: np.savez_compressed(file, **columns))  # type: ignore[arg-type]
+        return
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows([hex(value) for value in row] for row in zip(*(c.tolist() for c in columns.values()), strict=True))
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))

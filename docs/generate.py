@@ -9,11 +9,14 @@ import click
 from capvisor.cli.main import capvisor
 from capvisor.cli.status import MEANINGS
 from capvisor.dsl.fields import FIELDS
+from capvisor.proofs import runner
+from capvisor.proofs.theorem import THEOREMS, Theorem
 from capvisor.spec.formats import FORMATS, Permission
 from capvisor.spec.operations import OPERATIONS, Group, OperandKind
 from capvisor.spec.traps import CAUSES
 from capvisor.spec.vectors import VECTOR_OPERATIONS
 
+assert runner  # imported for the theorems that it brings along
 REFERENCE = Path(__file__).parent / "reference"
 
 
@@ -125,7 +128,27 @@ def command() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"operations": operations, "language": language, "architecture": architecture, "command": command}
+def proved() -> str:
+    """The theorems, by group."""
+    parts = [
+        "# What is proved\n",
+        "Generated from `proofs/`. Each theorem is proved for every format that it names, for all values at full width unless its scope says otherwise. [How, and what must be trusted](../prover.md).\n",
+    ]
+    groups: dict[str, list[Theorem]] = {}
+    for theorem in THEOREMS.values():
+        groups.setdefault(theorem.id.split(".")[0], []).append(theorem)
+    for group, theorems in groups.items():
+        parts.append(f"## {group}\n")
+        for theorem in theorems:
+            parts.append(f"### {theorem.id}\n\n{theorem.statement}\n")
+            facts = [f"formats: {', '.join(theorem.formats)}", f"scope: {theorem.scope}", f"source: {theorem.source}"]
+            facts += [f"leans on: {', '.join(theorem.uses)}"] if theorem.uses else []
+            facts += [f"broken by: {', '.join(theorem.mutants)}"] if theorem.mutants else []
+            parts.append("".join(f"- {fact}\n" for fact in facts))
+    return "\n".join(parts)
+
+
+PAGES = {"operations": operations, "language": language, "architecture": architecture, "command": command, "proved": proved}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from capvisor.dsl.draw import Values, draw, in_lane, select_lanes
-from capvisor.dsl.errors import ProgramError
+from capvisor.dsl.errors import NoValuesError
 from capvisor.dsl.evaluate import memory_of
 from capvisor.dsl.printer import print_expression
 from capvisor.dsl.runner import (
@@ -15,6 +15,8 @@ from capvisor.dsl.runner import (
     Implementation,
     LaneRun,
     ReferenceRun,
+    TrapOutcome,
+    cause_name,
     check_memory,
     numbered,
     run,
@@ -24,7 +26,6 @@ from capvisor.dsl.states import differences
 from capvisor.dsl.syntax import Any, Assert, Binary, Instruction, Operator, Program
 from capvisor.fastpath.memory import BYTES_PER_GRANULE
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.traps import CAUSES_BY_NUMBER
 
 CHUNK_BYTES = 1 << 28
 """How much memory the lanes of one chunk may take; a chunk's lanes are drawn and run together."""
@@ -86,8 +87,8 @@ def fuzz(
 ) -> Campaign:
     """Run a program in `lanes` lanes with drawn values; in each chunk, replay `sample` lanes on the reference.
 
-    Ctrl-C ends the campaign early, with what was done so far. Raises ProgramError where not one choice of values satisfies
-    the program's `where`s.
+    Ctrl-C ends the campaign early, with what was done so far. Raises NoValuesError where not one choice of values was found
+    that satisfies the program's `where`s.
     """
     campaign = Campaign(program, seed)
     size = chunk_lanes(program)
@@ -100,8 +101,8 @@ def fuzz(
         campaign.interrupted = True
     if campaign.lanes == 0 and not campaign.interrupted:
         let = next(let for let in program.lets if isinstance(let.value, Any) and let.value.where is not None)
-        message = f"no values were found that satisfy the `where` of `{let.name}` and its like, in {lanes} tries"
-        raise ProgramError(message, let.position, program.source, program.text)
+        message = f"no values were found that satisfy the `where` of `{let.name}` and its like, in {lanes} lanes"
+        raise NoValuesError(message, let.position, program.source, program.text)
     return campaign
 
 
@@ -119,14 +120,12 @@ class _Chunk:
             return
         self._values: Values = select_lanes(values, met)
         picked = rng.choice(self._lanes, min(sample, self._lanes), replace=False)
+        self._replayed = len(picked)
         self._sample = {int(lane): ReferenceRun(self._program, in_lane(self._values, int(lane))) for lane in np.sort(picked)}
 
     def run(self) -> None:
         if self._lanes == 0:
             return
-        campaign = self._campaign
-        campaign.lanes += self._lanes
-        campaign.replayed += len(self._sample)
         fast = LaneRun(self._program, self._values, self._lanes)
         failed = np.zeros(self._lanes, np.bool_)
         for line, statement in numbered(self._program):
@@ -134,10 +133,15 @@ class _Chunk:
                 self._instruction(fast, line, statement, failed)
             elif isinstance(statement, Assert):
                 self._assert(fast, line, statement, failed)
+        self._compare_memory(fast, line)
+        self._campaign.lanes += self._lanes
+        self._campaign.replayed += self._replayed
 
     def _instruction(self, fast: LaneRun, line: int, instruction: Instruction, failed: np.ndarray) -> None:
         campaign = self._campaign
         expected, applied = fast.expected(instruction)
+        for lane, reference in list(self._sample.items()):
+            self._agree(lane, line, "expected trap", reference.expected(instruction), cause_name(int(expected[lane])))
         references = {lane: reference.step(instruction) for lane, reference in self._sample.items()}
         causes = fast.step(instruction)
         campaign.operations += self._lanes
@@ -150,29 +154,45 @@ class _Chunk:
         wrong = (causes != expected) & ~failed
         if wrong.any():
             lane = self._simplest(wrong)
-            names = [CAUSES_BY_NUMBER[int(n)].name if n else None for n in (expected[lane], causes[lane])]
+            names = [cause_name(int(number)) for number in (expected[lane], causes[lane])]
             self._find(Failure(line, "trap", trap_message(instruction, names[0], names[1])), lane, int(wrong.sum()))
             failed |= wrong
 
-    def _replay(self, fast: LaneRun, line: int, references: dict[int, str | None]) -> None:
-        """Compare the sample's whole states after an operation; a lane that differs is found, and not compared again."""
-        for lane, cause in references.items():
-            number = int(fast.machine.cause[lane])
-            name = CAUSES_BY_NUMBER[number].name if number else None
-            found = differences(self._sample[lane].hart, fast.machine, lane)
+    def _agree(self, lane: int, line: int, what: str, reference: object, fast: object) -> None:
+        """A lane of the sample in which implementations differ is found, and not compared again."""
+        if reference != fast and lane in self._sample:
+            message = f"{what}: reference {reference}, fast path {fast}"
+            self._find(Failure(line, "implementations differ", message), lane, 1)
+            del self._sample[lane]
+
+    def _replay(self, fast: LaneRun, line: int, references: dict[int, TrapOutcome]) -> None:
+        """Compare the sample's states after an operation."""
+        for lane, outcome in references.items():
+            if lane not in self._sample:
+                continue
             self._campaign.comparisons += 1
-            if name != cause:
-                found.insert(0, f"reference: {cause or 'completed'}, fast path: {name or 'completed'}")
+            self._agree(lane, line, "trap", outcome, fast.outcome(lane))
+            found = differences(self._sample[lane].hart, fast.machine, lane) if lane in self._sample else []
             if found:
                 self._find(Failure(line, "implementations differ", "; ".join(found)), lane, 1)
                 del self._sample[lane]
+
+    def _compare_memory(self, fast: LaneRun, line: int) -> None:
+        """At the end, all of memory, also where it is too large to be looked through after every step."""
+        for lane, reference in list(self._sample.items()):
+            found = differences(reference.hart, fast.machine, lane, whole_memory=True)
+            if found:
+                self._find(Failure(line, "implementations differ", "; ".join(found)), lane, 1)
 
     def _assert(self, fast: LaneRun, line: int, statement: Assert, failed: np.ndarray) -> None:
         campaign, condition = self._campaign, statement.condition
         campaign.assertions += self._lanes
         if isinstance(condition, Binary) and condition.operator is Operator.IMPLIES:
             self._count_check(line, 0, int(np.count_nonzero(fast.holds(condition.left))))
-        wrong = ~fast.holds(condition) & ~failed
+        held = fast.holds(condition)
+        for lane, reference in list(self._sample.items()):
+            self._agree(lane, line, f"`assert {print_expression(condition)}`", reference.holds(condition), bool(held[lane]))
+        wrong = ~held & ~failed
         if wrong.any():
             message = f"`assert {print_expression(condition)}` doesn't hold"
             self._find(Failure(line, "assertion", message), self._simplest(wrong), int(wrong.sum()))
@@ -198,6 +218,9 @@ class _Chunk:
         if failure.kind == "assertion":
             # The reference says with which values the condition fails.
             replayed = run(self._program, values, Implementation.REFERENCE).failure
-            if replayed is not None and replayed.line == failure.line:
+            if replayed is None or replayed.line != failure.line:
+                message = f"{failure.message} on the fast path; the reference: {replayed or 'passes'}"
+                failure = Failure(failure.line, "implementations differ", message)
+            else:
                 failure = replayed
         findings.append(Finding(failure, values, lanes))

@@ -105,7 +105,7 @@ class _Checker:
         granule = fmt.capability_bytes
         if base < 0 or size <= 0 or base + size > fmt.address_space:
             raise self._error(
-                f"memory of {size} bytes at {base:#x} isn't within the {fmt.address_width}-bit address space",
+                f"memory of {_short(size)} bytes at {_short(base)} isn't within the {fmt.address_width}-bit address space",
                 machine.memory_base.position,
             )
         if base % granule or size % granule:
@@ -159,9 +159,13 @@ class _Checker:
         if len(instruction.operands) != len(row.operands):
             expected, found = len(row.operands), len(instruction.operands)
             message = f"`{row.name}` takes `{row.syntax}`: {_count(expected, 'operand')}, found {found}"
-            if row.has_address_syntax and found == expected - 1:
-                message = f"`{row.name}` takes `{row.syntax}`: an address is an offset and a register, `0(c1)`"
+            if not (row.has_address_syntax and found == expected - 1):
+                raise self._error(message, instruction.position)
+        if row.has_address_syntax and not (instruction.has_address or instruction.has_address is None):
+            message = f"`{row.name}` takes `{row.syntax}`: an address is an offset and a register, `0(c1)`"
             raise self._error(message, instruction.position)
+        if instruction.has_address and not row.has_address_syntax:
+            raise self._error(f"`{row.name}` takes `{row.syntax}`, and no address", instruction.position)
         for kind, operand in zip(row.operands, instruction.operands, strict=True):
             self._operand(row.name, row.syntax, kind, operand)
         self._expectations(instruction.expectations, row.traps)
@@ -180,7 +184,9 @@ class _Checker:
             value = self._constant(operand, f"the immediate of `{name}`")
             low, high = kind.immediate_range(self._format.address_width)
             if not low <= value <= high:
-                raise self._error(f"{value} doesn't fit the immediate of `{name}`: {low} to {high}", operand.position)
+                raise self._error(
+                    f"{_short(value)} doesn't fit the immediate of `{name}`: {low} to {high}", operand.position
+                )
 
     def _expectations(self, expectations: tuple[Expectation, ...], traps: tuple[str, ...]) -> None:
         for index, expectation in enumerate(expectations):
@@ -246,6 +252,12 @@ class _Checker:
                     if not 0 <= distance <= MAXIMUM_SHIFT:
                         raise self._error(f"a shift's distance is 0 to {MAXIMUM_SHIFT}", right.position)
                 return operator in _ORDER
+
+
+def _short(number: int) -> str:
+    """A number for a message, however long it is."""
+    text = str(number) if abs(number) < 1 << 20 else hex(number)
+    return text if len(text) <= 40 else f"{text[:20]}...{text[-8:]}"
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any as AnyType
 import numpy as np
 
 from capvisor.dsl.edges import edge_numbers
-from capvisor.dsl.errors import ProgramError
+from capvisor.dsl.errors import NoValuesError, ProgramError
 from capvisor.dsl.evaluate import evaluate, memory_of
 from capvisor.dsl.lanes import LaneInt, as_flags, as_words
 from capvisor.dsl.syntax import Any, Binary, Expression, Name, Operator, Program, walk
@@ -43,7 +43,8 @@ class Names:
 def landmarks_of(program: Program) -> list[int]:
     """Numbers near which values are worth trying: the ends of memory, its size, a capability's size."""
     base, size = memory_of(program)
-    return [base, base + size, size, FORMATS[program.machine.format].capability_bytes]
+    ends = (base, base + size, size, FORMATS[program.machine.format].capability_bytes)
+    return [end % 2**64 for end in ends]
 
 
 def draw(program: Program, rng: np.random.Generator, lanes: int) -> tuple[Values, Flags]:
@@ -72,7 +73,7 @@ def in_lane(values: Values, lane: int) -> dict[str, int]:
 
 
 def fix(program: Program, given: Mapping[str, int], seed: int) -> dict[str, int]:
-    """One value for each let: those given, and drawn ones for the rest. Raises ProgramError where none can be found."""
+    """One value for each let: those given, and drawn ones for the rest. Raises NoValuesError where none are found."""
     lets = {let.name: let for let in program.lets}
     for name, number in given.items():
         if name not in lets or not isinstance(lets[name].value, Any):
@@ -104,12 +105,9 @@ def fix(program: Program, given: Mapping[str, int], seed: int) -> dict[str, int]
         else:
             values[let.name] = evaluate(let.value, Names(values))
         if not met.any():
-            reason = (
-                "the value given doesn't satisfy its `where`"
-                if let.name in given
-                else "no value was found that satisfies its `where`"
-            )
-            raise ProgramError(f"`{let.name}`: {reason}", let.position, program.source, program.text)
+            reason = "no values of the others were found with which" if let.name in given else "no value was found that"
+            message = f"`{let.name}`: {reason} {'it ' if let.name in given else ''}satisfies its `where`"
+            raise NoValuesError(message, let.position, program.source, program.text)
     return in_lane(values, int(np.argmax(met)))
 
 

@@ -18,8 +18,12 @@ class ProgramError(Exception):
 
     def __str__(self) -> str:
         where = f"{self.source}:{self.position.line}:{self.position.column}: {self.message}"
-        lines = self.text.splitlines()
+        lines = self.text.split("\n")
         if not 1 <= self.position.line <= len(lines):
             return where
-        line = lines[self.position.line - 1].replace("\t", " ")
+        line = lines[self.position.line - 1].replace("\t", " ").rstrip("\r")
         return f"{where}\n    {line}\n    {' ' * (self.position.column - 1)}^"
+
+
+class NoValuesError(ProgramError):
+    """No values were found for a program's `any`: there may be some nevertheless."""

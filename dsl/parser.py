@@ -1,7 +1,7 @@
 """From text to the typed tree."""
 
 import re
-from functools import cache, partial
+from functools import cache
 from importlib import resources
 from typing import Any as AnyType
 
@@ -15,7 +15,10 @@ from capvisor.dsl.syntax import Operator, Position, Program
 from capvisor.spec.registers import REGISTER_NUMBERS
 
 MAXIMUM_NESTING = 100
-"""How deep parentheses and operators may nest: enough for any program, and little enough for Python's stack."""
+MAXIMUM_OPERATORS = 150
+MAXIMUM_DIGITS = 400
+"""How deep parentheses may nest, how many operators a line and how many digits a number may have: more than any program
+needs, and little enough for Python's stack and for messages."""
 
 
 def parse(text: str, source: str = "<program>") -> Program:
@@ -27,7 +30,7 @@ def parse(text: str, source: str = "<program>") -> Program:
 
 def parse_unchecked(text: str, source: str = "<program>") -> Program:
     """Parse a program without looking at names, types and ranges. Raises ProgramError for what isn't grammar."""
-    _refuse_deep_nesting(text, source)
+    _refuse_excess(text, source)
     try:
         tree = _parser().parse(text + "\n")
     except UnexpectedInput as error:
@@ -49,7 +52,7 @@ def _parser() -> Lark:
     return Lark(grammar, parser="lalr", lexer="contextual", propagate_positions=True, maybe_placeholders=True)
 
 
-def _refuse_deep_nesting(text: str, source: str) -> None:
+def _refuse_excess(text: str, source: str) -> None:
     depth = 0
     for number, line in enumerate(text.split("\n"), start=1):
         code = line.split("#")[0]
@@ -57,10 +60,13 @@ def _refuse_deep_nesting(text: str, source: str) -> None:
             depth += (character == "(") - (character == ")")
             if depth > MAXIMUM_NESTING:
                 raise ProgramError(f"parentheses nest deeper than {MAXIMUM_NESTING}", Position(number, column), source, text)
-        operators = len(re.findall(r"[-~]|\bnot\b", code))
-        if operators > 5 * MAXIMUM_NESTING:
-            raise ProgramError("too many operators in one line", Position(number, 1), source, text)
+        if len(_OPERATOR.findall(code)) > MAXIMUM_OPERATORS:
+            raise ProgramError(f"more than {MAXIMUM_OPERATORS} operators in one line", Position(number, 1), source, text)
+        if re.search(rf"\w{{{MAXIMUM_DIGITS}}}", code):
+            raise ProgramError(f"a word of more than {MAXIMUM_DIGITS} characters", Position(number, 1), source, text)
 
+
+_OPERATOR = re.compile(r"\b(?:and|or|not|implies)\b|<<|>>|[-+*~|^&]")
 
 # What a reader would call the terminals, for "expected ...".
 _TERMINALS = {
@@ -88,14 +94,8 @@ _EXAMPLES: dict[str, list[str]] = {
     "missing operand after `,`": ["csetaddr c2,\n", "csetaddr c2, , x5", "csetaddr c2, c1,\n"],
     "missing `=` after the name": ["let x any u64", "let x 5", "let x\n"],
     "missing name after `let`": ["let = 5", "let\n"],
-    "missing `}` at the end of the machine": ["machine cc128 { c1 = root", "machine cc128 { c1 = root\n\n"],
     "missing `{` after the machine's format": ["machine cc128 memory 0 size 1", "machine cc128\n"],
-    "missing `size` and the memory's size": ["machine cc128 { memory 0 }", "machine cc128 { memory 0; c1 = root }"],
-    "missing `;` between the machine's parts": [
-        "machine cc128 { memory 0 size 1 c1 = root }",
-        "machine cc128 { c1 = root c2 = root }",
-    ],
-    "a register of the machine starts as `root`": ["machine cc128 { c1 = 5 }", "machine cc128 { c1 = other }"],
+    "a comparison is `==`; `=` gives a value to a `let`": ["assert x5 = 5", "assert c1.base = 5", "assert 1 + 1 = 2"],
     "comparisons don't chain (write `a < b and b < c`)": ["assert 1 < 2 < 3", "assert 1 == 2 == 3"],
     "missing cause after `!trap`": ["cmove c1, c2 !trap\n", "cmove c1, c2 !trap 5", "cmove c1 !trap\n"],
     "missing condition after `when`": ["cmove c1, c2 !trap A when\n"],
@@ -124,6 +124,23 @@ _EXAMPLES: dict[str, list[str]] = {
 }
 
 
+# The same within the machine's braces, where the parser's states are shared with other places.
+_MACHINE_EXAMPLES: dict[str, list[str]] = {
+    "missing `size` and the memory's size": ["machine cc128 { memory 0 }", "machine cc128 { memory 0; c1 = root }"],
+    "missing `;` between the machine's parts": [
+        "machine cc128 { memory 0 size 1 c1 = root }",
+        "machine cc128 { c1 = root c2 = root }",
+    ],
+    "a register of the machine starts as `root`": ["machine cc128 { c1 = 5 }", "machine cc128 { c1 = other }"],
+    "a comment can't stand within the machine's braces": [
+        "machine cc128 { # x",
+        "machine cc128 { c1 = root # x",
+        "machine cc128 { c1 = root\n # x",
+        "machine cc128 { memory 0 size 1 # x",
+    ],
+}
+
+
 def _syntax_error(error: UnexpectedInput, text: str, source: str) -> ProgramError:
     """Lark's error, in the words of the language."""
     position = Position(max(error.line, 1), max(error.column, 1))
@@ -134,7 +151,10 @@ def _syntax_error(error: UnexpectedInput, text: str, source: str) -> ProgramErro
     found = "end of line" if at_end else f"`{error.token}`"
     if error.token.type == "$END":
         position = Position(len(text.split("\n")), len(text.rsplit("\n", maxsplit=1)[-1]) + 1)
-    known = _known_mistake(error)
+    lines = text.split("\n")
+    before = "\n".join([*lines[: position.line - 1], lines[position.line - 1][: position.column - 1]])
+    in_machine = before.count("{") > before.count("}")
+    known = _known_mistake(error, _MACHINE_EXAMPLES if in_machine else _EXAMPLES)
     if known is not None:
         history = error.token_history
         previous = f"`{history[-1]}`" if history else "this"
@@ -146,17 +166,24 @@ def _syntax_error(error: UnexpectedInput, text: str, source: str) -> ProgramErro
     return ProgramError(f"found {found}, expected {_either(names)}", position, source, text)
 
 
-def _known_mistake(error: UnexpectedToken) -> str | None:
-    # The parser's state tells the first line, the second and later ones apart; a mistake may be in any.
+def _known_mistake(error: UnexpectedToken, examples: dict[str, list[str]]) -> str | None:
+    """The mistake whose example gets stuck in the same state of the parser, best on the same kind of token."""
+    stuck = [(label, each) for label, texts in examples.items() for text in texts for each in _stuck(text)]
+    same = [(label, each) for label, each in stuck if each.state == error.state]
+    exact = [label for label, each in same if each.token.type == error.token.type]
+    return next(iter([*exact, *(label for label, _each in same)]), None)
+
+
+@cache
+def _stuck(example: str) -> list[UnexpectedToken]:
+    """The errors of an example: the parser's state tells the first line, the second and later ones apart."""
+    errors = []
     for before in ("", "\n", "\n\n"):
-        known = error.match_examples(partial(_parse_example, before), _EXAMPLES, use_accepts=False)
-        if known is not None:
-            return str(known)
-    return None
-
-
-def _parse_example(before: str, example: str) -> AnyType:
-    return _parser().parse(before + example)
+        try:
+            _parser().parse(before + example)
+        except UnexpectedToken as error:
+            errors.append(error)
+    return errors
 
 
 def _terminal_text(name: str) -> str:
@@ -228,13 +255,14 @@ class _ToSyntax(Transformer[Token, Program]):
     def instruction(self, meta: AnyType, children: list[AnyType]) -> syntax.Instruction:
         name, rest = children[0], [child for child in children[1:] if child is not None]
         expectations = tuple(child for child in rest if isinstance(child, syntax.Expectation))
+        written = [child for child in rest if not isinstance(child, syntax.Expectation)]
+        addresses = [isinstance(child, list) for child in written]
+        if any(addresses[:-1]):
+            raise ProgramError("an address `0(c1)` is the last operand, or none", _token_at(name), self._source, self._text)
         operands: list[syntax.Expression] = []
-        for child in rest:
-            if isinstance(child, list):
-                operands += child
-            elif not isinstance(child, syntax.Expectation):
-                operands.append(child)
-        return syntax.Instruction(str(name), tuple(operands), expectations, _token_at(name))
+        for child in written:
+            operands += child if isinstance(child, list) else [child]
+        return syntax.Instruction(str(name), tuple(operands), expectations, any(addresses), _token_at(name))
 
     def address(self, meta: AnyType, children: list[AnyType]) -> list[syntax.Expression]:
         return [children[0], self._register(children[1])]

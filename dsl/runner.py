@@ -71,6 +71,15 @@ def check_memory(program: Program, lanes: int) -> None:
         )
 
 
+TrapOutcome = tuple[str, int] | None
+"""What came of an operation: None if it was completed, else the cause and what mtval would hold."""
+
+
+def cause_name(number: int) -> str | None:
+    """The name of a cause's number; None for 0."""
+    return CAUSES_BY_NUMBER[number].name if number else None
+
+
 class ReferenceRun:
     """A program's state on the reference, and the environment of its expressions."""
 
@@ -90,13 +99,17 @@ class ReferenceRun:
     def field(self, register: int, name: str) -> AnyType:
         return FIELDS[name].read(self.hart.capability(register))
 
-    def step(self, instruction: Instruction) -> str | None:
-        """Execute an operation; the cause if it is refused."""
+    def step(self, instruction: Instruction) -> TrapOutcome:
+        """Execute an operation; cause and trap value if it is refused."""
         try:
             self.hart.step(instruction.name, operand_values(instruction, self))
         except Trap as trap:
-            return trap.cause.name
+            return trap.cause.name, trap.value
         return None
+
+    def holds(self, condition: Expression) -> bool:
+        """A condition's truth."""
+        return bool(evaluate(condition, self))
 
     def expected(self, instruction: Instruction) -> str | None:
         """The cause that the program expects of an operation, in the state before it."""
@@ -137,6 +150,11 @@ class LaneRun:
         )
         self.machine.step(instruction.name, operands)
         return self.machine.cause
+
+    def outcome(self, lane: int) -> TrapOutcome:
+        """Cause and trap value of the last operation in one lane, if it was refused there."""
+        name = cause_name(int(self.machine.cause[lane]))
+        return None if name is None else (name, int(self.machine.trap_value[lane]))
 
     def expected(self, instruction: Instruction) -> tuple[Causes, list[int]]:
         """What the program expects of an operation, in the state before it.
@@ -224,7 +242,11 @@ def run(
         elif isinstance(statement, Assert):
             verdict.failure = _run_assert(line, statement, reference, fast, verdict)
         if verdict.failure is not None:
-            break
+            return verdict
+    if reference is not None and fast is not None:
+        found = differences(reference.hart, fast.machine, 0, whole_memory=True)
+        if found:
+            verdict.failure = Failure(line, "implementations differ", f"at the end: {'; '.join(found)}")
     return verdict
 
 
@@ -244,16 +266,18 @@ def _run_instruction(
     watch: Callable[[Step], None],
 ) -> Failure | None:
     """Execute one operation where it is to be executed, and hold the outcomes against each other and the program."""
-    outcomes: dict[str, tuple[str | None, str | None]] = {}
+    outcomes: dict[str, tuple[str | None, TrapOutcome]] = {}
     if reference is not None:
         expected = reference.expected(instruction)
         outcomes["reference"] = expected, reference.step(instruction)
     if fast is not None:
-        number = int(fast.expected(instruction)[0][0])
-        cause = int(fast.step(instruction)[0])
-        outcomes["fast path"] = _cause_name(number), _cause_name(cause)
+        wanted = cause_name(int(fast.expected(instruction)[0][0]))
+        fast.step(instruction)
+        outcomes["fast path"] = wanted, fast.outcome(0)
     verdict.operations += 1
-    watch(Step(line, instruction, next(iter(outcomes.values()))[1], reference, fast))
+    expected, outcome = next(iter(outcomes.values()))
+    cause = None if outcome is None else outcome[0]
+    watch(Step(line, instruction, cause, reference, fast))
     if len(set(outcomes.values())) > 1:
         described = "; ".join(f"{who}: expected {e}, got {c}" for who, (e, c) in outcomes.items())
         return Failure(line, "implementations differ", f"`{print_instruction(instruction)}`: {described}")
@@ -262,10 +286,9 @@ def _run_instruction(
         found = differences(reference.hart, fast.machine, 0)
         if found:
             return Failure(line, "implementations differ", f"`{print_instruction(instruction)}`: {'; '.join(found)}")
-    expected, cause_name = next(iter(outcomes.values()))
-    verdict.traps += cause_name is not None
-    if cause_name != expected:
-        return Failure(line, "trap", trap_message(instruction, expected, cause_name))
+    verdict.traps += cause is not None
+    if cause != expected:
+        return Failure(line, "trap", trap_message(instruction, expected, cause))
     return None
 
 
@@ -275,17 +298,13 @@ def trap_message(instruction: Instruction, expected: str | None, cause: str | No
     return f"`{print_instruction(replace(instruction, expectations=()))}`: {cause or 'completed'}, {wanted}"
 
 
-def _cause_name(number: int) -> str | None:
-    return CAUSES_BY_NUMBER[number].name if number else None
-
-
 def _run_assert(
     line: int, statement: Assert, reference: ReferenceRun | None, fast: LaneRun | None, verdict: Verdict
 ) -> Failure | None:
     verdict.assertions += 1
     truths = {}
     if reference is not None:
-        truths["reference"] = bool(evaluate(statement.condition, reference))
+        truths["reference"] = reference.holds(statement.condition)
     if fast is not None:
         truths["fast path"] = bool(fast.holds(statement.condition)[0])
     text = f"`assert {print_expression(statement.condition)}`"

@@ -10,6 +10,9 @@ from capvisor.model.memory import EMPTY, Granule, SparseStore
 from capvisor.spec.formats import Permission
 from capvisor.spec.registers import REGISTER_COUNT
 
+SMALL_MEMORY = 1 << 16
+"""Granules that are looked through after every step; larger memories only at the end of a run."""
+
 _PERMISSION_LETTERS = {
     Permission.LOAD: "r",
     Permission.STORE: "w",
@@ -52,18 +55,27 @@ def lane_granules(machine: BatchMachine, lane: int) -> dict[int, Granule]:
     """The granules of one lane's memory that are not empty, by index."""
     tags, halves = machine.memory.tags[lane], machine.memory.halves[lane]
     used = np.flatnonzero(tags | halves.any(axis=1))
-    return {int(i): Granule(bool(tags[i]), int(halves[i, 1]), int(halves[i, 0])) for i in used}
+    return {int(index): _granule(machine, lane, int(index)) for index in used}
+
+
+def _granule(machine: BatchMachine, lane: int, index: int) -> Granule:
+    lower, upper = machine.memory.halves[lane, index].tolist()
+    return Granule(bool(machine.memory.tags[lane, index]), upper, lower)
 
 
 def hart_granules(hart: Hart) -> dict[int, Granule]:
-    """The granules of a hart's memory that are not empty, by index."""
+    """The granules of a hart's memory that were ever written, by index."""
     store = hart.memory.store
     assert isinstance(store, SparseStore)
-    return {index: granule for index, granule in store.written() if granule != EMPTY}
+    return dict(store.written())
 
 
-def differences(hart: Hart, machine: BatchMachine, lane: int) -> list[str]:
-    """What differs between a hart and a lane: program counter, DDC, all registers, all of memory. Empty if nothing does."""
+def differences(hart: Hart, machine: BatchMachine, lane: int, *, whole_memory: bool = False) -> list[str]:
+    """What differs between a hart and a lane: program counter, DDC, all registers, memory. Empty if nothing does.
+
+    All of memory is compared where it has at most `SMALL_MEMORY` granules or `whole_memory` says so; of larger ones, the
+    granules that the hart has ever written.
+    """
     found = []
     if int(machine.pc[lane]) != hart.pc:
         found.append(f"pc: reference {hart.pc:#x}, fast path {int(machine.pc[lane]):#x}")
@@ -75,7 +87,11 @@ def differences(hart: Hart, machine: BatchMachine, lane: int) -> list[str]:
                 f"{name}: reference {describe(expected)} meta {expected.meta:#x}, "
                 f"fast path {describe(actual)} meta {actual.meta:#x}"
             )
-    mine, other = hart_granules(hart), lane_granules(machine, lane)
+    mine = hart_granules(hart)
+    if whole_memory or machine.memory.granules <= SMALL_MEMORY:
+        other = lane_granules(machine, lane)
+    else:
+        other = {index: _granule(machine, lane, index) for index in mine}
     for index in sorted(mine.keys() | other.keys()):
         expected_granule, actual_granule = mine.get(index, EMPTY), other.get(index, EMPTY)
         if expected_granule != actual_granule:

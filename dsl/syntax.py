@@ -152,11 +152,15 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Instruction:
-    """An operation with its operands in the order of its syntax: register numbers as Register, all else as expressions."""
+    """An operation with its operands in the order of its syntax: register numbers as Register, all else as expressions.
+
+    `has_address` says whether the last two were written as an address, where it was written at all.
+    """
 
     name: str
     operands: tuple[Expression, ...]
     expectations: tuple[Expectation, ...] = ()
+    has_address: bool | None = field(default=None, compare=False)
     position: Position = _position()
 
 

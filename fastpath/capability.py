@@ -137,10 +137,7 @@ def within_bounds(fmt: CapabilityFormat, cap: Lanes, address: Words, size: Words
 
 
 def set_bounds(fmt: CapabilityFormat, cap: Lanes, length: Words, ws: Workspace, out: Lanes, exact: Flags) -> None:
-    """out = cap narrowed to [address, address + length); untagged if it is sealed or the request leaves its bounds.
-
-    `length` must not be one of out's arrays.
-    """
+    """out = cap narrowed to [address, address + length); untagged if it is sealed or the request leaves its bounds."""
     allowed, unsealed = ws.capability_flags[:2]
     meta = ws.capability[0]
     within_bounds(fmt, cap, cap.address, length, ws, allowed)

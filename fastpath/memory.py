@@ -40,8 +40,9 @@ class Memory:
         self.base = base
         self.size_bytes = size_bytes
         self.granules = granules
-        self.tags = np.zeros((lanes, granules), np.bool_)
-        self.halves = np.zeros((lanes, granules, 2), np.uint64)
+        # One granule at least, never reached: what is gathered in refused lanes has to come from somewhere.
+        self.tags = np.zeros((lanes, max(granules, 1)), np.bool_)
+        self.halves = np.zeros((lanes, max(granules, 1), 2), np.uint64)
 
     def block(self, start: int, stop: int) -> "MemoryBlock":
         """The memory of some of the lanes."""
@@ -60,7 +61,7 @@ class MemoryBlock:
         self.size_bytes = memory.size_bytes
         self._tags = memory.tags[start:stop].reshape(-1)
         self._halves = memory.halves[start:stop].reshape(-1)
-        self._first_granule = np.arange(stop - start, dtype=np.uint64) * np.uint64(memory.granules)
+        self._first_granule = np.arange(stop - start, dtype=np.uint64) * np.uint64(memory.tags.shape[1])
         self._half_shift = memory.format.granule_shift - 1
 
     def contains(self, address: Words, size_bytes: int, ws: Workspace, out: Flags) -> None:

@@ -74,7 +74,8 @@ def encode_bounds(fmt: CapabilityFormat, base: int, top: int) -> tuple[int, int,
     exponent = bit_length(length >> fmt.mantissa_width - 1)
     internal = length >> fmt.mantissa_width - 2 != 0
     # The lowest mantissa bits hold the exponent, so that bounds are rounded to multiples of 2**alignment.
-    alignment = exponent + internal * low
+    unused = internal * low
+    alignment = exponent + unused
     bottom_granule = base >> alignment
     top_granule = top + (1 << alignment) - 1 >> alignment
     # Rounding may have made the length one mantissa bit longer: then the exponent is one higher.
@@ -85,7 +86,6 @@ def encode_bounds(fmt: CapabilityFormat, base: int, top: int) -> tuple[int, int,
     top_granule = top_granule + grown >> grown
     exact = (base | top) & (1 << alignment) - 1 == 0
 
-    unused = alignment - exponent
     bottom = bottom_granule << unused & fmt.bottom.mask | exponent & fmt.exponent_low_mask
     top = top_granule << unused & fmt.top.mask | exponent >> low
     flag = internal ^ 1 - fmt.internal_exponent_flag

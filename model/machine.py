@@ -68,8 +68,8 @@ class Trap(Exception):
 class Hart:
     """One hart and its memory, reset to: all registers NULL, PCC and DDC the root capability.
 
-    The program counter `pc` is kept beside PCC, whose bounds and permissions it is subject to, as the Sail model does
-    (sail-cheri-riscv, cheri_pc_access.sail): PCC's own address is the one at which it was installed.
+    The program counter `pc` is kept beside PCC as in the Sail model (sail-cheri-riscv, cheri_pc_access.sail): PCC's own
+    address is the one at which it was installed. Operations are injected, so that no fetch holds `pc` against PCC.
     """
 
     def __init__(self, memory: Memory, pc: int = 0) -> None:

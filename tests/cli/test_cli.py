@@ -33,7 +33,7 @@ def capvisor(capsys):
         status = command.status_of([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.out + captured.err
-        if "--json" in arguments:
+        if "--json" in arguments and status != Status.USAGE:
             path = Path(arguments[arguments.index("--json") + 1])
             if path.is_file():
                 jsonschema.validate(json.loads(path.read_text()), SCHEMA)
@@ -151,7 +151,7 @@ def test_conform_skips_formats_that_are_not_modelled_and_says_so(capvisor, tmp_p
     capvisor("vectors", "--format", "cc64", "--operation", "crrl", "-n", 5, "-o", good)
     (tmp_path / "cc999.crrl.npz").write_bytes(good.read_bytes())
     status, out, _err = capvisor("conform", tmp_path)
-    assert status == Status.OK and "skipped:" in out and "cc999.crrl.npz: a format that isn't modelled" in out
+    assert status == Status.OK and "skipped:" in out and "cc999.crrl.npz: no format and operation that are modelled" in out
 
 
 def test_list_and_explain(capvisor) -> None:
@@ -195,9 +195,14 @@ WRONG_USES = [
     (["fuzz", "large.cap"], "the machine's memory is too large for this one"),
     (["fuzz", "good.cap", "--lanes", "0"], "0 is not in the range x>=1"),
     (["fuzz", "good.cap", "--seed", "-1"], "-1 is not in the range x>=0"),
-    (["fuzz", "impossible.cap", "--lanes", "50"], "no values were found that satisfy"),
-    (["run", "impossible.cap"], "no value was found that satisfies its `where`"),
-    (["conform", "missing.npz"], "unknown format"),
+    (["conform", "missing.npz"], "missing.npz: no such file"),
+    (["conform", "good.cap"], "golden vectors are .npz or .csv files"),
+    (["run", "good.cap", "--json", "good.cap"], "it is an input"),
+    (["run", "good.cap", "--set", "x=1", "--set", "x=2"], "`x` is set twice"),
+    (["run", "*.nothing"], "no file is matched by this pattern"),
+    (["run", "/dev/zero"], "this is no program"),
+    (["run", "digits.cap"], "a word of more than 400 characters"),
+    (["run", "chain.cap"], "more than 150 operators in one line"),
     (["conform", "cc64.crrl.npz"], "not a whole .npz file"),
     (["conform", "cc64.decode.npz"], "no such file"),
     (["conform", "."], "not a whole .npz file"),
@@ -208,7 +213,11 @@ WRONG_USES = [
     (["vectors", "--format", "cc64", "--operation", "crrl", "-o", "missing/out.npz"], "there is no folder missing"),
     (["explain", "csetbound"], "is no operation and no trap cause"),
     (["list", "everything"], "Invalid value"),
-    (["prove"], "No such command 'prove'"),
+    (["disprove"], "No such command 'disprove'"),
+    (["prove"], "say what to prove"),
+    (["prove", "nothing.*"], "no obligation is called or matched by `nothing.*`"),
+    (["prove", "bounds.null", "--solver", "cvc9"], "unknown solver `cvc9`"),
+    (["prove", "bounds.null", "--state", "good.cap"], "can't keep answers in"),
 ]
 
 
@@ -219,6 +228,8 @@ def test_wrong_use_gets_one_clear_message_and_status_64(capvisor, tmp_path, monk
     Path("wrong.cap").write_text("machine cc128 { }\nnope x1\n")
     Path("large.cap").write_text("machine cc128 { memory 0 size 1048576G }\n")
     Path("impossible.cap").write_text("machine cc128 { }\nlet x = any u8 where x > 255\n")
+    Path("digits.cap").write_text("machine cc128 { }\nli x5, " + "9" * 5000 + "\n")
+    Path("chain.cap").write_text("machine cc128 { }\nli x5, " + " + ".join("1" * 2000) + "\n")
     Path("binary.cap").write_bytes(b"\xff\xfe\x00")
     Path("cc64.crrl.npz").write_bytes(b"PK\x03\x04")
     Path("empty").mkdir()
@@ -230,6 +241,62 @@ def test_wrong_use_gets_one_clear_message_and_status_64(capvisor, tmp_path, monk
     assert message in err and err.startswith("capvisor: ")
     assert not out
     assert not list(Path().glob("*.part"))
+
+
+@pytest.mark.parametrize("arguments", [["run", "impossible.cap"], ["fuzz", "impossible.cap", "--lanes", "50"]])
+def test_values_that_are_not_found_are_inconclusive(capvisor, tmp_path, monkeypatch, arguments) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("impossible.cap").write_text("machine cc128 { }\nlet x = any u64 where x & 0xffffffff == 0x12345678\n")
+    status, _out, err = capvisor(*arguments)
+    assert status == Status.INCONCLUSIVE and "found that" in err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "machine cc128 { c1 = root }\nclc c2, 0(c1)  !trap LoadAccessFault\nclb x3, 5(c1)  !trap LoadAccessFault\n",
+        "machine cc128 { memory 0xfffffffffffff000 size 4K; c1 = root }\nlet x = any u64\nli x5, x\nclb x3, -1(c1)\n",
+        "machine cc64 { memory 0xfffff000 size 4K; c1 = root }\nlet x = any u64\nli x5, x\nassert x5 == x & 0xffffffff\n",
+        "\ufeffmachine cc128 { }\r\nli x5, 1\r\nassert x5 == 1\r\n",
+        "machine cc128 { }\nli x5, 1\ncsc c5, 0(c0)  !trap TagViolation\n",
+    ],
+    ids=["no memory", "memory to the end", "32 bits", "byte order mark and carriage returns", "no value"],
+)
+def test_unusual_programs_run_on_both_implementations(capvisor, tmp_path, text: str) -> None:
+    path = tmp_path / "unusual.cap"
+    path.write_text(text, newline="")
+    assert capvisor("run", path)[0] == Status.OK
+    assert capvisor("fuzz", path, "--lanes", 300)[0] == Status.OK
+
+
+def test_output_goes_through_links_and_pipes_and_keeps_modes(capvisor, tmp_path) -> None:
+    path, link = tmp_path / "a.cap", tmp_path / "link.cap"
+    path.write_text("machine cc128 {}\ncmove c2,c1\n")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    assert capvisor("fmt", link)[0] == Status.OK
+    assert link.is_symlink() and path.read_text().endswith("cmove      c2, c1\n")
+    assert path.stat().st_mode & 0o777 == 0o640
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = run_process("run", path, "--json", fifo)
+    assert json.loads(fifo.read_text())["kind"] == "run"
+    assert process.wait(timeout=60) == Status.OK and fifo.is_fifo()
+    process.communicate()
+
+
+def test_a_reader_that_goes_away_hides_no_violation(tmp_path) -> None:
+    path = tmp_path / "bad.cap"
+    path.write_text(BAD)
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ["run", str(path), "--set", "x=0xffffffffffffffff"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capvisor", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    _out, err = process.communicate(timeout=60)
+    assert process.returncode == Status.VIOLATION and not err
 
 
 def test_output_that_cannot_be_written_is_said_so(capvisor, tmp_path, monkeypatch) -> None:

@@ -130,7 +130,7 @@ def test_truncated_and_missing_files_are_refused(tmp_path) -> None:
     with pytest.raises(VectorFileError, match="no such file"):
         read(tmp_path / "cc64.perms.npz")
     with pytest.raises(VectorFileError, match=r"are \.npz or \.csv files"):
-        read(tmp_path / "cc64.perms.txt")
+        read(ROOT / "README.md")
 
 
 def test_inputs_that_are_none_of_the_format_are_refused(tmp_path) -> None:

@@ -9,9 +9,12 @@ import pytest
 from capvisor.cli import main as command
 from capvisor.dsl.parser import parse
 from capvisor.dsl.printer import print_program
+from capvisor.proofs import runner
+from capvisor.proofs.theorem import THEOREMS
 from capvisor.spec.operations import OPERATIONS
 from tests.tutorial import ROOT
 
+assert runner  # imported for the theorems that it brings along
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -55,8 +58,10 @@ def test_links_to_pages_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page}: {target}"
 
 
-def test_the_changelog_counts_the_operations() -> None:
-    assert f"{len(OPERATIONS)} operations" in (ROOT / "CHANGELOG.md").read_text()
+def test_the_changelog_counts_operations_and_theorems() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert f"{len(OPERATIONS)} operations" in changelog
+    assert f"{len(THEOREMS)} theorems" in changelog
 
 
 def test_every_page_of_the_reference_is_generated(tmp_path, monkeypatch) -> None:

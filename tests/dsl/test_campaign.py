@@ -1,15 +1,20 @@
 """Campaigns find what one run misses, count their checks, and give the same result for the same seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from capvisor.dsl import campaign as campaigns
 from capvisor.dsl.campaign import fuzz
 from capvisor.dsl.errors import ProgramError
+from capvisor.dsl.fields import FIELDS
+from capvisor.dsl.lanes import LaneInt
 from capvisor.dsl.parser import parse
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import run, with_values
 from capvisor.fastpath import bounds as fast_bounds
+from capvisor.fastpath.machine import KERNELS
 
 MACHINE = "machine cc128 { memory 0x80000000 size 4K; c1 = root }\n"
 SET_UP = """let off = any u64
@@ -100,3 +105,28 @@ def test_every_lane_takes_part() -> None:
     assert campaign.lanes == campaign.operations == campaign.assertions == 33_000
     assert campaign.comparisons == campaign.replayed == 48
     assert np.sum(list(campaign.executed.values())) == 33_000
+
+
+def test_conditions_that_are_read_wrongly_on_the_fast_path_are_found(monkeypatch) -> None:
+    wrong = replace(FIELDS["length"], read_lanes=lambda fmt, lanes, ws: LaneInt(np.full(len(lanes.meta), 7, np.uint64)))
+    monkeypatch.setitem(FIELDS, "length", wrong)
+    for assertion in (
+        "assert c2.length == 7",
+        "assert c2.length != 7",
+        "clb x7, 0(c0)  !trap TagViolation when c2.length == 7",
+    ):
+        program = parse(MACHINE + f"csetboundsimm c2, c1, 16\n{assertion}\n")
+        kinds = {finding.failure.kind for finding in fuzz(program, 100, 0).findings}
+        assert "implementations differ" in kinds, assertion
+
+
+def test_a_large_memory_is_looked_through_at_the_end(monkeypatch) -> None:
+    def sneaky(block, *_operands):
+        block.memory._halves[-1] = 1
+
+    monkeypatch.setitem(KERNELS, "li", sneaky)
+    for size, name in (("4K", "small"), ("4M", "large")):
+        program = parse(f"machine cc128 {{ memory 0 size {size} }}\nli x0, 1\n")
+        failure = run(program, {}).failure
+        assert failure.kind == "implementations differ" and "memory at 0x" in failure.message, name
+        assert any("memory at 0x" in finding.failure.message for finding in fuzz(program, 1, 0).findings)

@@ -49,21 +49,25 @@ WRONG_LINES = [
     ("assert not x1", 12, "`not` needs a condition, found a number"),
     ("assert 1 << x1 == 2", 13, "a shift's distance must be a constant"),
     ("assert 1 << 5000 == 2", 13, "a shift's distance is 0 to 1024"),
+    ("assert x5 = 5", 11, "a comparison is `==`"),
+    ("li x5, 99 99", 11, "missing `,` after `99`: found `99`"),
     ("assert $", 8, "unexpected character `$`"),
     ("machine cc64 { }", 9, "a program has one machine"),
 ]
 
 
 @pytest.mark.parametrize(("line", "column", "message"), WRONG_LINES, ids=[line for line, _, _ in WRONG_LINES])
-def test_a_wrong_line_is_named_with_its_place(line: str, column: int, message: str) -> None:
+@pytest.mark.parametrize("before", ["", "li x5, 1\n", "li x5, 1\nli x6, 2\n\n"], ids=["second line", "third", "later"])
+def test_a_wrong_line_is_named_with_its_place(line: str, column: int, message: str, before: str) -> None:
     with pytest.raises(ProgramError) as caught:
-        parse(MACHINE + "li x5, 1\n" + line + "\n", "file.cap")
+        parse(MACHINE + before + line + "\n", "file.cap")
     error = caught.value
+    number = 2 + before.count("\n")
     assert message in error.message
     if "one machine" not in message:
-        assert (error.position.line, error.position.column) == (3, column)
-    assert str(error).startswith(f"file.cap:3:{error.position.column}: ")
-    assert f"    {line}" in str(error)
+        assert (error.position.line, error.position.column) == (number, column)
+    assert str(error).startswith(f"file.cap:{error.position.line}:{error.position.column}: ")
+    assert f"    {line}" in str(error) or "one machine" in message
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,12 @@ def test_a_wrong_line_is_named_with_its_place(line: str, column: int, message: s
         ("machine cc64 { }\ncld x1, 0(c1)", "`cld` needs a 64-bit machine; cc64 has 32 bits"),
         ("machine cc128 { }\nlet a = 1\nlet a = 2", "`a` already has a value, from line 2"),
         ("machine cc128 { }\nassert " + "(" * 200, "parentheses nest deeper than 100"),
-        ("machine cc128 { }\nassert " + "not " * 3000 + "true", "too many operators in one line"),
+        ("machine cc128 { }\nassert " + "not " * 3000 + "true", "more than 150 operators in one line"),
+        ("machine cc128 { # hi\n}", "a comment can't stand within the machine's braces"),
+        ("machine cc128 { }\ncmove c3(c1)", "`cmove` takes `cd, cs1`, and no address"),
+        ("machine cc128 { }\ncld x7, 0, c2", "an address is an offset and a register"),
+        ("machine cc128 { }\ncld 0(c2), x7", "an address `0(c1)` is the last operand"),
+        ("machine cc128 { }\nli x5, 0x_", "missing `,`"),
     ],
 )
 def test_a_wrong_program_is_refused(text: str, message: str) -> None:

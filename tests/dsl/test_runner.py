@@ -109,7 +109,7 @@ def test_values_can_be_given() -> None:
 def test_a_where_is_met_or_said_to_be_impossible() -> None:
     program = parse(MACHINE + "let a = any u64 where a > 5 and a < 8 and a & 1 == 0\nlet b = any u64 where b + 1 == a\n")
     assert fix(program, {}, 0) == {"a": 6, "b": 5}
-    with pytest.raises(ProgramError, match="the value given doesn't satisfy its `where`"):
+    with pytest.raises(ProgramError, match="no values of the others were found with which it satisfies its `where`"):
         fix(program, {"a": 7}, 0)
     with pytest.raises(ProgramError, match="no value was found"):
         fix(parse(MACHINE + "let a = any u8 where a > 255\n"), {}, 0)

@@ -1,0 +1,168 @@
+"""`capvisor prove`."""
+
+import fnmatch
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from capvisor.cli.options import json_option
+from capvisor.cli.output import check_writable, console, progress, table, write_json
+from capvisor.cli.status import InputError, Status
+from capvisor.proofs import solve
+from capvisor.proofs.cache import Cache, default_folder
+from capvisor.proofs.runner import Outcome, Settings, Verdict, with_lemmas
+from capvisor.proofs.runner import prove as prove_obligations
+from capvisor.proofs.theorem import Obligation, obligations
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[ID or GLOB]...")
+@click.option("--all", "everything", is_flag=True, help="Every obligation.")
+@click.option(
+    "--list", "listing", is_flag=True, help="List the obligations chosen, with their statements, and prove nothing."
+)
+@click.option(
+    "--solver", default="z3", show_default=True, help="One or several of z3, bitwuzla, with commas: all must agree."
+)
+@click.option(
+    "--timeout", default=120.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds a question may take."
+)
+@click.option(
+    "--workers", default=min(os.cpu_count() or 1, 8), type=click.IntRange(min=1), help="Processes. [default: the cores]"
+)
+@click.option("--no-cache", is_flag=True, help="Ask everything anew, and keep nothing.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), help="Folder of kept answers. [default: in the user's state directory]"
+)
+@click.option("--dump-smt", type=click.Path(path_type=Path), help="Write every question as SMT-LIB 2 into this folder.")
+@json_option
+def prove(
+    names: tuple[str, ...],
+    everything: bool,
+    listing: bool,
+    solver: str,
+    timeout: float,
+    workers: int,
+    no_cache: bool,
+    state: Path | None,
+    dump_smt: Path | None,
+    json_path: Path | None,
+) -> int:
+    """Prove theorems about the reference, by executing its own code on symbolic values with Z3.
+
+    An obligation is a theorem for one capability format: `bounds.set.covers.cc128`. Names may be patterns: `bounds.*`,
+    `*.cc64`.
+    """
+    check_writable(json_path)
+    chosen = _choose(names, everything or (listing and not names))
+    out = console()
+    if listing:
+        rows = [(each.id, each.theorem.statement) for each in chosen]
+        out.print(table(("obligation", "statement"), rows), soft_wrap=False)
+        return Status.OK
+    solvers = tuple(dict.fromkeys(part.strip() for part in solver.split(",")))
+    unknown = [name for name in solvers if name not in solve.SOLVERS]
+    if unknown:
+        raise InputError(f"unknown solver `{unknown[0]}`: there are {', '.join(solve.SOLVERS)}")
+    if dump_smt is not None:
+        _make_folder(dump_smt)
+    try:
+        cache = None if no_cache else Cache(state or default_folder())
+    except OSError as error:
+        raise InputError(f"can't keep answers in {error.filename}: {error.strerror} (or use --no-cache)") from None
+    settings = Settings(solvers, timeout, workers, cache, dump_smt)
+    start = time.perf_counter()
+    try:
+        with progress("obligations", len(chosen)) as advance:
+            outcomes, interrupted = prove_obligations(chosen, settings, lambda _outcome: advance(1))
+    except solve.SolverMissing as error:
+        raise InputError(str(error)) from None
+    return _report(chosen, outcomes, interrupted, time.perf_counter() - start, json_path)
+
+
+def _choose(names: tuple[str, ...], everything: bool) -> list[Obligation]:
+    known = obligations()
+    if everything:
+        return list(known.values())
+    if not names:
+        raise InputError(
+            "say what to prove: an id, a pattern such as `bounds.*`, or --all (`capvisor prove --list` shows them)"
+        )
+    chosen: dict[str, Obligation] = {}
+    for name in names:
+        found = [each for each in known if fnmatch.fnmatchcase(each, name) or each.rsplit(".", 1)[0] == name]
+        if not found:
+            raise InputError(f"no obligation is called or matched by `{name}`: `capvisor prove --list` shows them")
+        chosen |= {each: known[each] for each in found}
+    return list(chosen.values())
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"can't write to {folder}: {error.strerror}") from None
+
+
+def _report(
+    chosen: list[Obligation], outcomes: list[Outcome], interrupted: bool, elapsed_s: float, json_path: Path | None
+) -> int:
+    out = console()
+    rows = [_row(outcome) for outcome in outcomes]
+    out.print(table(("obligation", "verdict", "questions", "cached", "solver s"), rows, right=(2, 3, 4)), soft_wrap=False)
+    for outcome in outcomes:
+        if not outcome.as_expected:
+            _explain(out.print, outcome)
+    wanted = len(with_lemmas(chosen))
+    expected = sum(outcome.as_expected for outcome in outcomes)
+    out.print(f"\n{expected} of {wanted} as expected, {elapsed_s:.1f} s")
+    if interrupted:
+        out.print("interrupted: what was answered is kept; the same command goes on from there")
+    write_json(json_path, "prove", {"seconds": elapsed_s, "obligations": [_as_json(outcome) for outcome in outcomes]})
+    if any(outcome.verdict is Verdict.ERROR for outcome in outcomes):
+        return Status.INTERNAL
+    if any(not outcome.as_expected and outcome.verdict is not Verdict.UNKNOWN for outcome in outcomes):
+        return Status.VIOLATION
+    return Status.OK if expected == wanted else Status.INCONCLUSIVE
+
+
+def _row(outcome: Outcome) -> tuple[object, ...]:
+    verdict = outcome.verdict.name
+    if outcome.as_expected and outcome.verdict is Verdict.REFUTED:
+        verdict += " (as stated)"
+    return outcome.obligation.id, verdict, outcome.questions, outcome.cached, f"{outcome.seconds:.2f}"
+
+
+def _explain(write: Any, outcome: Outcome) -> None:
+    theorem = outcome.obligation.theorem
+    write(f"\n{outcome.obligation.id}: {outcome.verdict.name} {outcome.reason}")
+    write(f"  {theorem.statement}")
+    if outcome.counterexample is not None:
+        write("  counterexample, replayed on the reference:")
+        for name, value in outcome.counterexample.items():
+            write(f"    {name:<20}{value:#x}")
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    theorem = outcome.obligation.theorem
+    return {
+        "id": outcome.obligation.id,
+        "statement": theorem.statement,
+        "source": theorem.source,
+        "scope": theorem.scope,
+        "holds": theorem.holds,
+        "verdict": outcome.verdict.name,
+        "as_expected": outcome.as_expected,
+        "seconds": outcome.seconds,
+        "questions": outcome.questions,
+        "cached": outcome.cached,
+        "solver": ", ".join(outcome.solvers),
+        "assumptions": list(outcome.obligation.uses),
+        "mutants": list(theorem.mutants),
+        "example": outcome.example,
+        "counterexample": outcome.counterexample,
+        "reason": outcome.reason,
+    }

@@ -1,0 +1,233 @@
+"""Named changes to the code, each of which some theorem must notice: teeth.
+
+A mutant is one replacement in the source of a module. While it is in force, the module's functions have the code of the
+changed source, so that whoever has imported them sees it.
+"""
+
+import importlib
+import inspect
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A replacement in a module's source: `before` stands there, and becomes `after`, everywhere in it."""
+
+    name: str
+    module: str
+    before: str
+    after: str
+
+
+def _bounds(name: str, before: str, after: str) -> Mutant:
+    return Mutant(name, "capvisor.model.bounds", before, after)
+
+
+def _capability(name: str, before: str, after: str) -> Mutant:
+    return Mutant(name, "capvisor.model.capability", before, after)
+
+
+MUTANTS: dict[str, Mutant] = {
+    mutant.name: mutant
+    for mutant in (
+        _bounds("top-carry", "+ internal + carry & 3", "+ carry & 3"),
+        _bounds("top-wrap", "(length_high > 1)", "(length_high > 2)"),
+        _bounds("validity-of-bottom", "(bottom >> highest - 1 == 0)", "(bottom >> highest - 1 < 4)"),
+        _bounds("validity-of-half", "exponent != fmt.max_exponent - 1", "exponent != fmt.max_exponent - 3"),
+        _bounds("validity-of-perms", "return whole & half", "return whole & half & (meta >> fmt.address_width - 1 == 0)"),
+        _bounds(
+            "set-top-rounded-down", "top_granule = top + (1 << alignment) - 1 >> alignment", "top_granule = top >> alignment"
+        ),
+        _bounds(
+            "set-top-rounded-twice",
+            "top_granule = top + (1 << alignment) - 1 >> alignment",
+            "top_granule = (top >> alignment) + 1",
+        ),
+        _bounds("set-exponent-not-grown", "exponent = exponent + grown", "exponent = exponent + 0"),
+        _bounds("set-exact-ignores-top", "exact = (base | top)", "exact = base"),
+        _bounds("set-internal-too-early", "internal = length >> fmt.mantissa_width - 2 != 0", "internal = length >= 0"),
+        _bounds("set-grown-too-early", "grown = internal & (", "grown = internal & (length >= 0) | internal & ("),
+        _bounds(
+            "set-clears-otype",
+            "return meta & ~fmt.bounds.in_place | field",
+            "return meta & ~fmt.otype.in_place & ~fmt.bounds.in_place | field",
+        ),
+        _bounds(
+            "precise-ignores-base", "(base == new_base) & (top == new_top)", "(base == base) & (top - base >= 0 * new_top)"
+        ),
+        _bounds(
+            "fast-limit",
+            "increment_middle < (room - 1 & fmt.mantissa_mask)",
+            "increment_middle <= (room & fmt.mantissa_mask)",
+        ),
+        _bounds("fast-region", "region = ((bottom >> shift) - 1 & 7)", "region = ((bottom >> shift) - 2 & 7)"),
+        _bounds("fast-region-above", "region = ((bottom >> shift) - 1 & 7)", "region = ((bottom >> shift) + 1 & 7)"),
+        _bounds("fast-downwards", "(increment_middle >= room)", "(increment_middle >= 0 * room)"),
+        _bounds("fast-gap-wide", "increment_middle < (room - 1 &", "increment_middle < (room - 5 &"),
+        _bounds("region-start", "limit = (bottom >> shift) - 1 & 7", "limit = (bottom >> shift) - 2 & 7"),
+        _bounds("crrl-down", "return length + (mask ^ fmt.address_mask) & mask", "return length & mask"),
+        _bounds(
+            "crrl-one-more",
+            "return length + (mask ^ fmt.address_mask) & mask",
+            "return length + (mask ^ fmt.address_mask) + 1 & mask",
+        ),
+        _bounds(
+            "cram-short",
+            "return fmt.address_mask >> alignment << alignment",
+            "return fmt.address_mask >> (alignment >> 1) << (alignment >> 1)",
+        ),
+        _capability("memory-form", "return cap.meta ^ cap.format.null_meta", "return cap.meta"),
+        _capability("andperm-or", "cap.permissions & mask", "cap.permissions | mask"),
+        _capability("andperm-keeps-software", "permissions >> fmt.software_permissions_shift", "permissions >> 0"),
+        _capability(
+            "andperm-wide", "meta = insert(fmt.permissions, cap.meta, permissions)", "meta = cap.meta ^ permissions"
+        ),
+        _capability(
+            "flags-wide",
+            "with_meta(insert(cap.format.flags, cap.meta, flags))",
+            "with_meta(cap.meta ^ flags & cap.format.address_mask)",
+        ),
+        _capability(
+            "otype-wide",
+            "insert(cap.format.otype, cap.meta, otype)",
+            "cap.meta & ~cap.format.otype.in_place ^ otype << cap.format.otype.low & cap.format.address_mask ^ otype & 31",
+        ),
+        _capability(
+            "seal-without-permission",
+            "& authority.permits(Permission.SEAL)\n        & points_at_otype(authority)\n",
+            "& points_at_otype(authority)\n",
+        ),
+        _capability(
+            "seal-out-of-bounds",
+            "& points_at_otype(authority)\n        & (authority.address <= cap",
+            "& (authority.address <= cap",
+        ),
+        _capability(
+            "seal-reserved", "(authority.address <= cap.format.max_otype)", "(authority.address <= cap.format.otype.mask)"
+        ),
+        _capability(
+            "seal-by-sealed",
+            "authority.tag\n        & not_(authority.is_sealed)\n        & authority.permits(Permission.SEAL)",
+            "authority.tag\n        & authority.permits(Permission.SEAL)",
+        ),
+        _capability(
+            "seal-twice",
+            "return set_otype(unsealed_only(cap), authority.address)",
+            "return set_otype(cap, authority.address)",
+        ),
+        _capability("unseal-any-type", "& (authority.address == cap.otype)\n", ""),
+        _capability("unseal-any-type-refused", "(authority.address == cap.otype)", "(authority.address != cap.otype)"),
+        _capability("unseal-reserved", "& not_(cap.has_reserved_otype)\n", ""),
+        _capability("unseal-without-permission", "& authority.permits(Permission.UNSEAL)\n", ""),
+        _capability(
+            "unseal-keeps-global",
+            "is_global = cap.permits(Permission.GLOBAL) & authority.permits(Permission.GLOBAL)",
+            "is_global = cap.permits(Permission.GLOBAL)",
+        ),
+        _capability(
+            "unseal-out-of-bounds",
+            "& authority.permits(Permission.UNSEAL)\n        & points_at_otype(authority)\n",
+            "& authority.permits(Permission.UNSEAL)\n",
+        ),
+        _capability(
+            "ccseal-without-permission",
+            "not_(authority.is_sealed) & authority.permits(Permission.SEAL) & (",
+            "not_(authority.is_sealed) & (",
+        ),
+        _capability(
+            "sentry-of-sealed",
+            "return set_otype(unsealed_only(cap), cap.format.otype_sentry)",
+            "return set_otype(cap, cap.format.otype_sentry)",
+        ),
+        _capability(
+            "build-ignores-base",
+            "(wanted_base >= base)\n        & (wanted_top <= top)\n        & (wanted_base <= wanted_top)",
+            "(wanted_top <= top)\n        & (wanted_base <= wanted_top)",
+        ),
+        _capability(
+            "build-ignores-permissions",
+            "& (permissions & authority.permissions == permissions)\n    )\n    # The",
+            ")\n    # The",
+        ),
+        _capability(
+            "build-by-untagged",
+            "Capability(fmt, unsealed_only(authority).tag, meta, wanted_base)",
+            "Capability(fmt, True, meta, wanted_base)",
+        ),
+        _capability("build-never", "wanted.with_tag(subset & equal(derived, wanted))", "wanted.with_tag(False)"),
+        _capability("build-always", "wanted.with_tag(subset & equal(derived, wanted))", "wanted.with_tag(subset)"),
+        _capability("copytype-reserved", ".tagged_if(not_(sealed.has_reserved_otype))", ""),
+        _capability("subset-strict", "(inner_base >= base)", "(inner_base > base)"),
+        _capability("subset-ignores-top", "& (inner_top <= top)\n", ""),
+        _capability("equal-ignores-tag", "(a.tag == b.tag) & (a.meta", "(a.meta"),
+        _capability("equal-ignores-address", "& (a.address == b.address)", ""),
+        _capability(
+            "tagged-if-or",
+            "Capability(self.format, self.tag & condition, self.meta",
+            "Capability(self.format, self.tag | condition, self.meta",
+        ),
+        _capability("setbounds-tags", "cap.tag & allowed, meta", "allowed, meta"),
+        _capability("setbounds-of-sealed", "allowed = not_(cap.is_sealed) & within_bounds", "allowed = within_bounds"),
+        _capability(
+            "setbounds-unchecked",
+            "allowed = not_(cap.is_sealed) & within_bounds(cap, cap.address, length)",
+            "allowed = not_(cap.is_sealed)",
+        ),
+        _capability(
+            "move-tags",
+            "cap.tag & not_(cap.is_sealed) & kept, cap.meta, address)\n\n\ndef increment",
+            "not_(cap.is_sealed) & kept, cap.meta, address)\n\n\ndef increment",
+        ),
+        _capability(
+            "move-of-sealed",
+            "cap.tag & not_(cap.is_sealed) & kept, cap.meta, address)\n\n\ndef increment",
+            "cap.tag & kept, cap.meta, address)\n\n\ndef increment",
+        ),
+        _capability(
+            "increment-tags",
+            "cap.tag & not_(cap.is_sealed) & kept, cap.meta, address)\n\n\ndef set_offset",
+            "not_(cap.is_sealed) & kept, cap.meta, address)\n\n\ndef set_offset",
+        ),
+        _capability(
+            "increment-of-sealed",
+            "cap.tag & not_(cap.is_sealed) & kept, cap.meta, address)\n\n\ndef set_offset",
+            "cap.tag & kept, cap.meta, address)\n\n\ndef set_offset",
+        ),
+        _capability("unsealed-only-off", "return cap.tagged_if(not_(cap.is_sealed))", "return cap"),
+    )
+}
+
+
+def functions(module: types.ModuleType) -> Iterator[tuple[str, types.FunctionType]]:
+    """The functions that a module defines, methods and properties of its classes included, by qualified name."""
+    for value in vars(module).values():
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        members = vars(value).values() if inspect.isclass(value) else [value]
+        for member in members:
+            function = member.fget if isinstance(member, property) else member
+            if isinstance(function, types.FunctionType) and "<" not in function.__qualname__:
+                yield function.__qualname__, function
+
+
+@contextmanager
+def in_force(mutant: Mutant) -> Iterator[None]:
+    """Let a mutant be in force. Raises ValueError where its place isn't in the source."""
+    module = importlib.import_module(mutant.module)
+    source = inspect.getsource(module)
+    if mutant.before not in source:
+        raise ValueError(f"mutant {mutant.name}: {mutant.module} has no `{mutant.before}`")
+    changed = types.ModuleType(mutant.module)
+    exec(compile(source.replace(mutant.before, mutant.after), str(module.__file__), "exec"), vars(changed))
+    originals = dict(functions(module))
+    saved = {name: function.__code__ for name, function in originals.items()}
+    for name, function in functions(changed):
+        originals[name].__code__ = function.__code__
+    try:
+        yield
+    finally:
+        for name, code in saved.items():
+            originals[name].__code__ = code

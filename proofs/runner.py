@@ -1,0 +1,288 @@
+"""Proving obligations: their questions are answered in parallel processes, each by a fresh solver."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from capvisor.proofs import bounds as _bounds  # declares its theorems
+from capvisor.proofs import capability as _capability
+from capvisor.proofs import solve
+from capvisor.proofs.cache import Cache
+from capvisor.proofs.solve import Answer
+from capvisor.proofs.theorem import Obligation, Queries, obligations, queries, replay
+
+assert _bounds and _capability
+
+
+class Verdict(IntEnum):
+    """How an obligation came out, the worse the higher."""
+
+    PROVED = 0
+    VACUOUS = 1
+    UNKNOWN = 2
+    REFUTED = 3
+    ERROR = 4
+
+
+@dataclass
+class Outcome:
+    """The verdict on an obligation, with what led to it."""
+
+    obligation: Obligation
+    verdict: Verdict
+    seconds: float = 0.0
+    """Solver time of all its questions together."""
+    questions: int = 0
+    cached: int = 0
+    solvers: tuple[str, ...] = ()
+    example: dict[str, int] | None = None
+    """Values that satisfy the assumptions."""
+    counterexample: dict[str, int] | None = None
+    reason: str = ""
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether a true statement was proved, or a false one refuted."""
+        return self.verdict is (Verdict.PROVED if self.obligation.theorem.holds else Verdict.REFUTED)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to prove: with which solvers, for how long at most a question, in how many processes, and what to keep."""
+
+    solvers: tuple[str, ...] = ("z3",)
+    timeout_s: float = 120.0
+    workers: int = 2
+    cache: Cache | None = None
+    dump: Path | None = None
+
+
+@lru_cache(maxsize=4)
+def _queries(obligation_id: str) -> Queries:
+    return queries(obligations()[obligation_id])
+
+
+def _answer(obligation_id: str, label: str, solver: str, timeout_s: float) -> Answer:
+    """One question, in a worker process."""
+    asked = _queries(obligation_id)
+    return solve.ask(solver, asked.conditions(label), asked.symbols, timeout_s)
+
+
+@dataclass
+class _Pending:
+    """An obligation while its questions are being answered."""
+
+    obligation: Obligation
+    key: str
+    labels: tuple[str, ...]
+    answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
+    cached: int = 0
+    error: str = ""
+
+    def questions(self, solvers: tuple[str, ...]) -> list[tuple[str, str]]:
+        return [(label, solver) for label in self.labels for solver in solvers]
+
+    def is_complete(self, solvers: tuple[str, ...]) -> bool:
+        return bool(self.error) or len(self.answers) == len(self.labels) * len(solvers)
+
+
+def prove(
+    chosen: Iterable[Obligation],
+    settings: Settings,
+    finished: Callable[[Outcome], None] = lambda outcome: None,
+) -> tuple[list[Outcome], bool]:
+    """Prove obligations; their outcomes in the order of the obligations, and whether Ctrl-C ended it early.
+
+    `finished` is called with each outcome as soon as it is there. Answers are kept in the cache one by one, so that nothing
+    finished is lost. Raises SolverMissing.
+    """
+    return _Run(with_lemmas(chosen), settings, finished).run()
+
+
+def with_lemmas(chosen: Iterable[Obligation]) -> list[Obligation]:
+    """The obligations and all that they lean on, lemmas first. Raises ValueError for a circle."""
+    known, ordered, visiting = obligations(), dict[str, Obligation](), list[str]()
+
+    def visit(obligation: Obligation) -> None:
+        if obligation.id in ordered:
+            return
+        if obligation.id in visiting:
+            raise ValueError(f"theorems lean on each other in a circle: {' -> '.join([*visiting, obligation.id])}")
+        visiting.append(obligation.id)
+        for name in obligation.uses:
+            visit(known[name])
+        visiting.pop()
+        ordered[obligation.id] = obligation
+
+    for obligation in chosen:
+        visit(obligation)
+    return list(ordered.values())
+
+
+class _Run:
+    def __init__(
+        self,
+        chosen: list[Obligation],
+        settings: Settings,
+        finished: Callable[[Outcome], None],
+    ) -> None:
+        self._settings, self._finished = settings, finished
+        self._versions = {solver: solve.version(solver) for solver in settings.solvers}
+        self._chosen = chosen
+        self._outcomes: dict[str, Outcome] = {}
+
+    def run(self) -> tuple[list[Outcome], bool]:
+        interrupted = False
+        try:
+            waiting: dict[Future[Answer], tuple[_Pending, str, str]] = {}
+            with ProcessPoolExecutor(self._settings.workers, mp_context=get_context("spawn")) as pool:
+                try:
+                    for obligation in self._chosen:
+                        self._submit(obligation, pool, waiting)
+                        self._collect(waiting, timeout=0)
+                    while waiting:
+                        self._collect(waiting, timeout=None)
+                except BaseException:
+                    for future in waiting:
+                        future.cancel()
+                    for process in list((getattr(pool, "_processes", None) or {}).values()):
+                        process.terminate()
+                    raise
+        except KeyboardInterrupt:
+            interrupted = True
+        self._hold_back()
+        ids = [obligation.id for obligation in self._chosen]
+        return [self._outcomes[each] for each in ids if each in self._outcomes], interrupted
+
+    def _hold_back(self) -> None:
+        """What leans on an obligation that isn't proved isn't proved either; nor is what leans on that."""
+        changed = True
+        while changed:
+            changed = False
+            for outcome in self._outcomes.values():
+                if outcome.verdict is not Verdict.PROVED:
+                    continue
+                missing = [name for name in outcome.obligation.uses if not self._is_proved(name)]
+                if missing:
+                    outcome.verdict, outcome.reason = Verdict.UNKNOWN, f"leans on what isn't proved: {', '.join(missing)}"
+                    changed = True
+
+    def _is_proved(self, name: str) -> bool:
+        return name in self._outcomes and self._outcomes[name].verdict is Verdict.PROVED
+
+    def _submit(self, obligation: Obligation, pool: ProcessPoolExecutor, waiting: dict[Any, Any]) -> None:
+        """Build an obligation's questions; answer them from the cache, or have them answered."""
+        try:
+            asked = queries(obligation)
+        except Exception as error:
+            self._finish(_Pending(obligation, "", (), error=f"{type(error).__name__}: {error}"))
+            return
+        pending = _Pending(obligation, asked.key(), asked.labels)
+        self._dump(obligation, asked)
+        for label, solver in pending.questions(self._settings.solvers):
+            kept = self._settings.cache.get(self._key(pending, label, solver)) if self._settings.cache else None
+            if kept is not None:
+                pending.answers[label, solver] = kept
+                pending.cached += 1
+            else:
+                future = pool.submit(_answer, obligation.id, label, solver, self._settings.timeout_s)
+                waiting[future] = pending, label, solver
+        if pending.is_complete(self._settings.solvers):
+            self._finish(pending)
+
+    def _key(self, pending: _Pending, label: str, solver: str) -> str:
+        return f"{pending.key}:{label}:{self._versions[solver]}"
+
+    def _collect(self, waiting: dict[Any, tuple[_Pending, str, str]], timeout: float | None) -> None:
+        """Take what has been answered."""
+        done, _others = wait(list(waiting), timeout=timeout, return_when=FIRST_COMPLETED)
+        for future in done:
+            pending, label, solver = waiting.pop(future)
+            if future.cancelled():
+                continue
+            try:
+                answer = future.result()
+                if self._settings.cache:
+                    self._settings.cache.put(self._key(pending, label, solver), answer)
+            except BrokenProcessPool:
+                answer = Answer("unknown", 0.0, reason="a worker process was killed (out of memory?)")
+            except Exception as error:
+                answer = Answer("unknown", 0.0, reason=f"{type(error).__name__}: {error}")
+                pending.error = pending.error or answer.reason
+            complete = pending.is_complete(self._settings.solvers)
+            pending.answers[label, solver] = answer
+            if not complete and pending.is_complete(self._settings.solvers):
+                self._finish(pending)
+
+    def _dump(self, obligation: Obligation, asked: Queries) -> None:
+        if self._settings.dump is None:
+            return
+        for label in asked.labels:
+            expected = "sat" if label == "assumptions" else "unsat" if obligation.theorem.holds else "unknown"
+            path = self._settings.dump / f"{obligation.id}.{label}.smt2"
+            path.write_text(solve.smtlib(asked.conditions(label), expected))
+
+    def _finish(self, pending: _Pending) -> None:
+        outcome = _judge(pending, tuple(self._versions.values()))
+        self._outcomes[pending.obligation.id] = outcome
+        self._finished(outcome)
+
+
+def _judge(pending: _Pending, solvers: tuple[str, ...]) -> Outcome:
+    """The verdict from all answers, and the counterexample once it has been replayed."""
+    answers = pending.answers
+    outcome = Outcome(
+        pending.obligation,
+        Verdict.PROVED,
+        sum(answer.seconds for answer in answers.values()),
+        len(answers),
+        pending.cached,
+        solvers,
+    )
+    if pending.error:
+        outcome.verdict, outcome.reason = Verdict.ERROR, pending.error
+        return outcome
+    for label in pending.labels:
+        results = {solver: answer for (name, solver), answer in answers.items() if name == label}
+        known = {answer.result for answer in results.values()} - {"unknown"}
+        if len(known) > 1:
+            outcome.verdict, outcome.reason = Verdict.ERROR, f"solvers disagree on {label}"
+            return outcome
+        for answer in results.values():
+            _take(outcome, label, answer)
+    return outcome
+
+
+def _take(outcome: Outcome, label: str, answer: Answer) -> None:
+    if label == "assumptions":
+        if answer.result == "sat":
+            outcome.example = answer.values
+        elif answer.result == "unsat":
+            outcome.verdict = max(outcome.verdict, Verdict.VACUOUS)
+            outcome.reason = "no values satisfy the assumptions"
+            return
+    elif answer.result == "sat":
+        if label == "cases":
+            outcome.verdict, outcome.reason = Verdict.ERROR, "the cases don't cover everything"
+        elif outcome.verdict < Verdict.REFUTED:
+            _refute(outcome, answer.values or {})
+        return
+    if answer.result == "unknown" and outcome.verdict < Verdict.UNKNOWN:
+        outcome.verdict, outcome.reason = Verdict.UNKNOWN, f"question {label}: {answer.reason}"
+
+
+def _refute(outcome: Outcome, values: dict[str, int]) -> None:
+    """A counterexample counts once the reference itself, on plain ints, fails in the same way."""
+    assumed, holds = replay(outcome.obligation, values)
+    outcome.counterexample = values
+    if assumed and not holds:
+        outcome.verdict, outcome.reason = Verdict.REFUTED, ""
+    else:
+        outcome.verdict = Verdict.ERROR
+        outcome.reason = "a defect of the prover: the counterexample doesn't fail when it is replayed on plain ints"

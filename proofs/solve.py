@@ -1,0 +1,93 @@
+"""Asking a solver one question, within bounds."""
+
+import time
+from dataclasses import dataclass
+
+import z3
+
+SOLVERS = ("z3", "bitwuzla")
+
+
+class SolverMissing(Exception):  # noqa: N818 - said to the user, who can install it
+    """A solver that isn't installed."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a solver said: "sat" with values for the symbols, "unsat", or "unknown" with the reason."""
+
+    result: str
+    seconds: float
+    values: dict[str, int] | None = None
+    reason: str = ""
+
+
+def version(solver: str) -> str:
+    """Name and version of a solver. Raises SolverMissing."""
+    if solver == "z3":
+        return f"z3 {z3.get_version_string()}"
+    try:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        return f"bitwuzla {installed('bitwuzla')}"
+    except PackageNotFoundError:
+        raise SolverMissing(f"the solver {solver} isn't installed: pip install 'capvisor[solvers]'") from None
+
+
+def smtlib(conditions: tuple[z3.BoolRef, ...], status: str = "unknown") -> str:
+    """A question as SMT-LIB 2, with the answer that is expected of it."""
+    solver = z3.Solver()
+    solver.add(*(z3.simplify(condition) for condition in conditions))
+    text = str(solver.to_smt2())
+    return f"(set-logic QF_BV)\n(set-info :status {status})\n" + text.replace("(set-info :status unknown)\n", "")
+
+
+def ask(solver: str, conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
+    """Whether some values of the symbols satisfy all conditions."""
+    return {"z3": _ask_z3, "bitwuzla": _ask_bitwuzla}[solver](conditions, symbols, timeout_s)
+
+
+def _ask_z3(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
+    solver = z3.SolverFor("QF_BV")
+    solver.set("timeout", max(1, int(timeout_s * 1000)))
+    solver.add(*conditions)
+    start = time.perf_counter()
+    result = solver.check()
+    seconds = time.perf_counter() - start
+    if result == z3.unknown:
+        return Answer("unknown", seconds, reason=solver.reason_unknown())
+    if result == z3.unsat:
+        return Answer("unsat", seconds)
+    model = solver.model()
+    values = {}
+    for name, symbol in symbols.items():
+        value = model.eval(symbol, model_completion=True)
+        values[name] = int(z3.is_true(value)) if z3.is_bool(symbol) else int(value.as_long())
+    return Answer("sat", seconds, values)
+
+
+def _ask_bitwuzla(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
+    import bitwuzla
+
+    options = bitwuzla.Options()
+    options.set(bitwuzla.Option.PRODUCE_MODELS, True)
+    options.set(bitwuzla.Option.TIME_LIMIT_PER, max(1, int(timeout_s * 1000)))
+    manager = bitwuzla.TermManager()
+    parser = bitwuzla.Parser(manager, options)
+    start = time.perf_counter()
+    parser.parse(smtlib(conditions).replace("(check-sat)", ""), True, False)
+    engine = parser.bitwuzla()
+    result = engine.check_sat()
+    seconds = time.perf_counter() - start
+    if result == bitwuzla.Result.UNSAT:
+        return Answer("unsat", seconds)
+    if result != bitwuzla.Result.SAT:
+        return Answer("unknown", seconds, reason="time limit")
+    declared = {str(term.symbol()): term for term in parser.get_declared_funs()}
+    values = {}
+    for name in symbols:
+        term = declared.get(name)
+        value = 0 if term is None else engine.get_value(term).value(10)
+        values[name] = int(value)
+    return Answer("sat", seconds, values)

@@ -1,0 +1,239 @@
+"""What is to be proved: theorems, declared where their room is, one obligation a capability format.
+
+A theorem's claim is a function of a format and a `Given`. It takes its values from the given, says what it assumes of
+them, executes the reference (or the fast path), and returns the goal. The same function runs twice: on symbolic values, to
+be proved for all of them, and on plain ints, to replay a counterexample on the code as it is.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import z3
+
+from capvisor.model import bounds
+from capvisor.model.capability import Capability
+from capvisor.proofs import symbolic
+from capvisor.spec.formats import FORMATS, CapabilityFormat
+
+
+class Given:
+    """Where a claim gets its values from, and to which it says its assumptions. This one gives symbolic values."""
+
+    def __init__(self) -> None:
+        self.symbols: dict[str, z3.ExprRef] = {}
+        self.assumptions: list[Any] = []
+        self.cases: list[Any] = []
+
+    def word(self, name: str, bits: int) -> Any:
+        """Any number of so many bits."""
+        self.symbols[name] = z3.BitVec(name, bits)
+        return symbolic.unsigned(name, bits)
+
+    def flag(self, name: str) -> Any:
+        """Any truth value."""
+        self.symbols[name] = z3.Bool(name)
+        return symbolic.flag(name)
+
+    def assume(self, condition: Any) -> None:
+        """What the theorem supposes."""
+        self.assumptions.append(condition)
+
+    def split(self, conditions: Sequence[Any]) -> None:
+        """Cases in which the goal is to be proved one by one; that they cover everything is proved too."""
+        self.cases = list(conditions)
+
+    # -- capabilities ----------------------------------------------------------------------------------------------------
+
+    def capability(self, fmt: CapabilityFormat, name: str) -> Capability:
+        """Any bits with any tag."""
+        width = fmt.address_width
+        return Capability(
+            fmt, self.flag(f"{name}_tag"), self.word(f"{name}_meta", width), self.word(f"{name}_address", width)
+        )
+
+    def sound_capability(self, fmt: CapabilityFormat, name: str) -> Capability:
+        """Any bits that satisfy the invariant of tagged capabilities, with any tag."""
+        cap = self.capability(fmt, name)
+        self.assume(is_sound(cap))
+        return cap
+
+
+class Replay(Given):
+    """Gives the values of a counterexample as plain ints."""
+
+    def __init__(self, values: dict[str, int]) -> None:
+        super().__init__()
+        self._values = values
+
+    def word(self, name: str, bits: int) -> Any:
+        """The number of that name."""
+        return self._values[name] & (1 << bits) - 1
+
+    def flag(self, name: str) -> Any:
+        """The truth value of that name."""
+        return bool(self._values[name])
+
+
+def is_sound(cap: Capability) -> Any:
+    """The invariant of a tagged capability: valid bounds bits, and base <= top <= 2**A.
+
+    Valid bits alone don't bound the top (theorem bounds.valid_top). The algebra keeps it: theorems invariant.*.
+    """
+    base, top = cap.bounds
+    return (
+        bounds.bounds_are_valid(cap.format, cap.meta)
+        & (base <= top)
+        & (top <= cap.format.address_space)
+        & (cap.reserved == 0)
+    )
+
+
+def implies(condition: Any, consequence: Any) -> Any:
+    """Implication of truth values, as data."""
+    return condition ^ True | consequence
+
+
+def same_but(before: Capability, after: Capability, *changed: str) -> Any:
+    """Whether the fields of meta that aren't named as changed are the same."""
+    fmt = before.format
+    mask = fmt.address_mask
+    for name in changed:
+        mask &= ~getattr(fmt, name).in_place
+    return before.meta & mask == after.meta & mask
+
+
+Claim = Callable[[CapabilityFormat, Given], Any]
+
+
+@dataclass(frozen=True)
+class Theorem:
+    """A statement in words, its source, and the claim that says it in code.
+
+    `holds` is False for a statement that is known to be false and kept with its counterexample. `mutants` are the names of
+    changes to the code (`mutants.MUTANTS`) any of which must make the theorem fall. `uses` are theorems whose goals this one
+    assumes of fresh values (contracts): it is proved only if they are. `scope` says what is bounded or assumed beyond the
+    statement.
+    """
+
+    id: str
+    statement: str
+    source: str
+    claim: Claim
+    holds: bool = True
+    mutants: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    formats: tuple[str, ...] = tuple(FORMATS)
+    scope: str = "all values at full width"
+
+
+@dataclass(frozen=True)
+class Obligation:
+    """A theorem for one format."""
+
+    theorem: Theorem
+    format: CapabilityFormat
+
+    @property
+    def id(self) -> str:
+        """The name by which it is proved alone."""
+        return f"{self.theorem.id}.{self.format.name}"
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The ids of the obligations that it leans on."""
+        return tuple(f"{name}.{self.format.name}" for name in self.theorem.uses)
+
+
+THEOREMS: dict[str, Theorem] = {}
+
+
+def theorem(
+    name: str,
+    statement: str,
+    source: str,
+    *,
+    holds: bool = True,
+    mutants: tuple[str, ...] = (),
+    uses: tuple[str, ...] = (),
+    formats: tuple[str, ...] = tuple(FORMATS),
+    scope: str = "all values at full width",
+) -> Callable[[Claim], Claim]:
+    """Declare a claim to be a theorem."""
+
+    def declare(claim: Claim) -> Claim:
+        if name in THEOREMS:
+            raise ValueError(f"two theorems are called {name}")
+        THEOREMS[name] = Theorem(name, statement, source, claim, holds, mutants, uses, formats, scope)
+        return claim
+
+    return declare
+
+
+def obligations() -> dict[str, Obligation]:
+    """Every theorem for every format, by id."""
+    found = [Obligation(each, FORMATS[name]) for each in THEOREMS.values() for name in each.formats]
+    return {obligation.id: obligation for obligation in found}
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What has to be asked for an obligation: whether some choice of values satisfies
+
+    - the assumptions (it must: else the theorem says nothing),
+    - the assumptions and none of the cases (it mustn't: else the split has a gap), where the proof is split,
+    - the assumptions, one case and the negated goal (it mustn't: that is a counterexample).
+    """
+
+    symbols: dict[str, z3.ExprRef]
+    assumptions: tuple[z3.BoolRef, ...]
+    cases: tuple[z3.BoolRef, ...]
+    refuted: z3.BoolRef
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The questions, by name: "assumptions", "cases" where the proof is split, then the cases by number."""
+        split = ("cases",) if self.cases else ()
+        return ("assumptions", *split, *(str(number) for number in range(max(1, len(self.cases)))))
+
+    def conditions(self, label: str) -> tuple[z3.BoolRef, ...]:
+        """What one question asks to hold together."""
+        if label == "assumptions":
+            return self.assumptions
+        if label == "cases":
+            return (*self.assumptions, z3.Not(z3.Or(*self.cases)))
+        case = (self.cases[int(label)],) if self.cases else ()
+        return (*self.assumptions, *case, self.refuted)
+
+    def key(self) -> str:
+        """A digest of all that is asked: equal questions have equal keys."""
+        terms = (*self.assumptions, *self.cases, self.refuted)
+        return hashlib.sha256("\n".join(term.sexpr() for term in terms).encode()).hexdigest()
+
+
+def queries(obligation: Obligation) -> Queries:
+    """Execute an obligation's claim on symbolic values, along all its paths."""
+    attempts: list[Given] = []
+
+    def run() -> Any:
+        attempts.append(Given())
+        return obligation.theorem.claim(obligation.format, attempts[-1])
+
+    paths = symbolic.explore(run)
+    given = attempts[0]
+    # On each path, what had to hold for it implies its own goal.
+    goals = [z3.Implies(z3.And(*path.conditions), symbolic.term_of(path.result)) for path in paths]
+    return Queries(
+        given.symbols,
+        tuple(symbolic.term_of(condition) for condition in given.assumptions),
+        tuple(symbolic.term_of(case) for case in given.cases),
+        z3.Not(z3.And(*goals)),
+    )
+
+
+def replay(obligation: Obligation, values: dict[str, int]) -> tuple[bool, bool]:
+    """A claim on plain ints: whether its assumptions hold there, and whether its goal does."""
+    given = Replay(values)
+    goal = obligation.theorem.claim(obligation.format, given)
+    return all(bool(condition) for condition in given.assumptions), bool(goal)

@@ -1,0 +1,214 @@
+"""The theorems hold, say something, and have teeth. The slow ones, and all of cc128, are `make prove`'s."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from capvisor.proofs import runner, solve
+from capvisor.proofs.cache import Cache
+from capvisor.proofs.mutants import MUTANTS, in_force
+from capvisor.proofs.runner import Settings, Verdict, prove, with_lemmas
+from capvisor.proofs.solve import Answer
+from capvisor.proofs.theorem import THEOREMS, Obligation, Theorem, obligations, queries, replay
+from capvisor.spec.formats import CC64, FORMATS
+from tests.tutorial import ROOT
+
+SLOW = {"bounds.set.tightest", "bounds.set.monotone_directly", "bounds.set.again", "build.recovers"}
+QUICK = [each for each in obligations().values() if each.format is CC64 and each.theorem.id not in SLOW]
+
+
+def outcome_of(obligation: Obligation, **settings: object) -> runner.Outcome:
+    """Proved in this process, question by question."""
+    asked = queries(obligation)
+    pending = runner._Pending(obligation, asked.key(), asked.labels)
+    for label in asked.labels:
+        pending.answers[label, "z3"] = solve.ask(
+            "z3", asked.conditions(label), asked.symbols, float(settings.get("timeout_s", 60))
+        )
+    return runner._judge(pending, ("z3",))
+
+
+@pytest.mark.parametrize("obligation", QUICK, ids=lambda each: each.id)
+def test_a_theorem_comes_out_as_stated(obligation: Obligation) -> None:
+    outcome = outcome_of(obligation)
+    assert outcome.as_expected, (outcome.verdict, outcome.reason, outcome.counterexample)
+    assert outcome.example is not None
+    if obligation.theorem.holds:
+        assert replay(obligation, outcome.example) == (True, True)
+
+
+def test_there_are_at_least_35_properties_of_both_formats() -> None:
+    both = [each for each in THEOREMS.values() if set(each.formats) == set(FORMATS)]
+    assert len(both) >= 35
+    assert all(each.statement and each.source for each in THEOREMS.values())
+    assert all(each.statement.startswith("FALSE") != each.holds for each in THEOREMS.values())
+
+
+@pytest.mark.parametrize("theorem", [each for each in THEOREMS.values() if each.mutants], ids=lambda each: each.id)
+def test_each_named_mutant_breaks_its_theorem(theorem: Theorem) -> None:
+    for name in theorem.mutants:
+        with in_force(MUTANTS[name]):
+            assert _falls(theorem), name
+
+
+def _falls(theorem: Theorem) -> bool:
+    for fmt in sorted((FORMATS[name] for name in theorem.formats), key=lambda each: each.address_width):
+        obligation = Obligation(theorem, fmt)
+        asked = queries(obligation)
+        for label in asked.labels[1:]:
+            answer = solve.ask("z3", asked.conditions(label), asked.symbols, 20)
+            if answer.result == "sat" and label != "cases":
+                assert answer.values is not None
+                assert replay(obligation, answer.values) == (True, False)
+                return True
+    return False
+
+
+def test_every_theorem_that_executes_code_names_a_mutant_and_every_mutant_is_used() -> None:
+    without = {each.id for each in THEOREMS.values() if each.holds and not each.mutants}
+    assert without == {"bounds.set.monotone"}, "it executes no code: its lemmas have the teeth"
+    assert {name for each in THEOREMS.values() for name in each.mutants} == set(MUTANTS)
+
+
+def test_a_mutant_leaves_nothing_behind() -> None:
+    obligation = obligations()["bounds.set.covers.cc64"]
+    key = queries(obligation).key()
+    with in_force(MUTANTS["set-top-rounded-down"]):
+        assert queries(obligation).key() != key
+    assert queries(obligation).key() == key
+
+
+# -- verdicts ------------------------------------------------------------------------------------------------------------
+
+
+def lemma(claim, **changes: object) -> Obligation:
+    return Obligation(replace(Theorem("test", "a test", "none", claim), **changes), CC64)
+
+
+def test_assumptions_that_nothing_satisfies_are_vacuous() -> None:
+    def claim(_fmt, given):
+        x = given.word("x", 8)
+        given.assume((x < 5) & (x > 5))
+        return x == 1
+
+    assert outcome_of(lemma(claim)).verdict is Verdict.VACUOUS
+
+
+def test_a_split_with_a_gap_is_an_error() -> None:
+    def claim(_fmt, given):
+        x = given.word("x", 8)
+        given.split([x < 100, x > 100])
+        return x != 100
+
+    outcome = outcome_of(lemma(claim))
+    assert outcome.verdict is Verdict.ERROR and "cases" in outcome.reason
+
+
+def test_a_counterexample_that_does_not_fail_again_is_an_error(monkeypatch) -> None:
+    obligation = obligations()["bounds.valid_top.cc64"]
+    assert outcome_of(obligation).verdict is Verdict.REFUTED
+    monkeypatch.setattr(runner, "replay", lambda obligation, values: (True, True))
+    outcome = outcome_of(obligation)
+    assert outcome.verdict is Verdict.ERROR and "defect of the prover" in outcome.reason
+
+
+def test_solvers_that_disagree_are_an_error() -> None:
+    obligation = obligations()["bounds.null.cc64"]
+    pending = runner._Pending(obligation, "", ("assumptions", "0"))
+    pending.answers = {("assumptions", "z3"): Answer("sat", 0), ("assumptions", "bitwuzla"): Answer("sat", 0)}
+    pending.answers |= {("0", "z3"): Answer("unsat", 0), ("0", "bitwuzla"): Answer("sat", 0, {})}
+    assert runner._judge(pending, ("z3", "bitwuzla")).verdict is Verdict.ERROR
+
+
+def test_what_leans_on_an_unproved_lemma_is_unknown(monkeypatch) -> None:
+    chosen = [obligations()["bounds.set.monotone.cc64"]]
+    assert [each.theorem.id for each in with_lemmas(chosen)][-1] == "bounds.set.monotone"
+    assert len(with_lemmas(chosen)) == 4
+    monkeypatch.setitem(
+        THEOREMS, "bounds.shape", replace(THEOREMS["bounds.shape"], claim=lambda fmt, given: given.word("x", 8) > 7)
+    )
+    run = runner._Run(with_lemmas(chosen), Settings(), lambda outcome: None)
+    for obligation in run._chosen:
+        run._outcomes[obligation.id] = outcome_of(obligation)
+    run._hold_back()
+    verdicts = {name: outcome.verdict for name, outcome in run._outcomes.items()}
+    assert verdicts["bounds.shape.cc64"] is Verdict.REFUTED
+    assert verdicts["bounds.set.monotone.cc64"] is Verdict.UNKNOWN
+    assert "bounds.shape.cc64" in run._outcomes["bounds.set.monotone.cc64"].reason
+
+
+def test_theorems_in_a_circle_are_refused(monkeypatch) -> None:
+    monkeypatch.setitem(THEOREMS, "bounds.shape", replace(THEOREMS["bounds.shape"], uses=("bounds.set.monotone",)))
+    with pytest.raises(ValueError, match=r"in a circle: bounds\.set\.monotone"):
+        with_lemmas([obligations()["bounds.set.monotone.cc64"]])
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------------
+
+FEW = [
+    each for each in QUICK if each.theorem.id in ("bounds.null", "bounds.valid_top", "permissions.and", "bounds.round.up")
+]
+
+
+def test_a_second_run_is_answered_from_the_cache(tmp_path: Path) -> None:
+    for expected in (0, 2):
+        outcomes, interrupted = prove(FEW, Settings(cache=Cache(tmp_path)))
+        assert not interrupted and all(outcome.as_expected for outcome in outcomes)
+        assert all(outcome.cached == expected for outcome in outcomes)
+    with in_force(MUTANTS["crrl-down"]):
+        (pending,) = [queries(each).key() for each in FEW if each.theorem.id == "bounds.round.up"]
+    assert Cache(tmp_path).get(f"{pending}:0:{solve.version('z3')}") is None
+
+
+def test_two_solvers_agree() -> None:
+    outcomes, _interrupted = prove(FEW, Settings(solvers=("z3", "bitwuzla")))
+    assert all(outcome.as_expected and outcome.questions == 4 for outcome in outcomes)
+
+
+def test_questions_are_written_as_smtlib_that_another_solver_reads(tmp_path: Path) -> None:
+    import bitwuzla
+
+    prove(FEW[:2], Settings(dump=tmp_path))
+    files = sorted(tmp_path.glob("*.smt2"))
+    assert len(files) == 4
+    for path in files:
+        text = path.read_text()
+        parser = bitwuzla.Parser(bitwuzla.TermManager(), bitwuzla.Options())
+        parser.parse(text.replace("(check-sat)", ""), True, False)
+        result = str(parser.bitwuzla().check_sat()).rsplit(".", 1)[-1].lower()
+        assert f"(set-info :status {result})" in text or "(set-info :status unknown)" in text
+
+
+def test_a_question_without_enough_time_is_unknown() -> None:
+    slow = obligations()["bounds.set.exact.cc128"]
+    assert outcome_of(slow, timeout_s=0.01).verdict is Verdict.UNKNOWN
+
+
+def test_the_command_proves_and_reports(tmp_path: Path) -> None:
+    from capvisor.cli import main as command
+    from capvisor.cli.status import Status
+
+    arguments = [
+        "prove",
+        "bounds.null",
+        "bounds.valid_top.cc64",
+        "--state",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    assert command.status_of(arguments) == Status.OK
+    document = json.loads((tmp_path / "out.json").read_text())
+    jsonschema.validate(document, json.loads((ROOT / "cli" / "schemas" / "results.schema.json").read_text()))
+    rows = document["obligations"]
+    assert [(row["id"], row["verdict"]) for row in rows] == [
+        ("bounds.null.cc128", "PROVED"),
+        ("bounds.null.cc64", "PROVED"),
+        ("bounds.valid_top.cc64", "REFUTED"),
+    ]
+    assert command.status_of(["prove", "--list", "sealing.*"]) == Status.OK
+    slow = ["prove", "bounds.set.exact.cc128", "--timeout", "0.1", "--no-cache"]
+    assert command.status_of(slow) == Status.INCONCLUSIVE
