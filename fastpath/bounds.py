@@ -133,7 +133,7 @@ def encode_bounds(
     Lengths are below 2**A. The field is ws.bounds_shorts[0]; `alignment` must not be `base` or `length`.
     """
     wide, mask, offset, units = ws.bounds[:4]
-    bottom, top, exponent, internal, unused, grown, parity = ws.bounds_shorts[:7]
+    bottom, top, exponent, internal, unused, grown = ws.bounds_shorts[:6]
     flag = ws.bounds_flags[0]
     low, length_bits = fmt.exponent_low_width, fmt.mantissa_width - 1
     np.right_shift(length, length_bits - 1, out=wide)
@@ -157,16 +157,11 @@ def encode_bounds(
     np.right_shift(length, alignment, out=units)
     np.right_shift(base, alignment, out=wide)
     narrow(wide, bottom)
-    np.bitwise_or(wide, units, out=wide)
-    narrow(wide, parity)
     np.add(units, offset, out=units)
     narrow(units, top)
-    # One more bit than fits: units twice as large, and exact only if both ends are even.
+    # One more bit than fits: units twice as large. Only rounding can lead there, so that `exact` is false already.
     np.right_shift(top, length_bits - low, out=grown)
     np.bitwise_and(grown, internal, out=grown)
-    np.bitwise_and(parity, grown, out=parity)
-    np.equal(parity, 0, out=flag)
-    np.logical_and(exact, flag, out=exact)
     np.add(top, bottom, out=top)
     np.right_shift(bottom, grown, out=bottom)
     np.add(top, grown, out=top)

@@ -22,7 +22,7 @@ class Workspace:
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
         self.bounds: list[Words] = [np.empty(lanes, np.uint64) for _ in range(6)]
-        self.bounds_shorts: list[Shorts] = [np.empty(lanes, np.uint32) for _ in range(7)]
+        self.bounds_shorts: list[Shorts] = [np.empty(lanes, np.uint32) for _ in range(6)]
         self.bounds_flags: list[Flags] = [np.empty(lanes, np.bool_) for _ in range(3)]
         self.capability: list[Words] = [np.empty(lanes, np.uint64) for _ in range(8)]
         self.capability_flags: list[Flags] = [np.empty(lanes, np.bool_) for _ in range(6)]

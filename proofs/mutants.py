@@ -30,6 +30,14 @@ def _capability(name: str, before: str, after: str) -> Mutant:
     return Mutant(name, "capvisor.model.capability", before, after)
 
 
+def _fast_bounds(name: str, before: str, after: str) -> Mutant:
+    return Mutant(name, "capvisor.fastpath.bounds", before, after)
+
+
+def _fast(name: str, before: str, after: str) -> Mutant:
+    return Mutant(name, "capvisor.fastpath.capability", before, after)
+
+
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
     for mutant in (
@@ -197,6 +205,87 @@ MUTANTS: dict[str, Mutant] = {
             "cap.tag & kept, cap.meta, address)\n\n\ndef set_offset",
         ),
         _capability("unsealed-only-off", "return cap.tagged_if(not_(cap.is_sealed))", "return cap"),
+        Mutant("fast-log2-of-zero", "capvisor.fastpath.bits", "_FLOAT_2_52 | 1", "_FLOAT_2_52"),
+        _fast_bounds("fast-decode-carry", "np.less(top, base, out=top_high)", "top_high.fill(False)"),
+        _fast_bounds("fast-decode-eighth", "np.bitwise_or(short, eighth, out=short)", "np.bitwise_or(short, 0, out=short)"),
+        _fast_bounds(
+            "fast-decode-clamp",
+            "np.minimum(exponent, fmt.max_exponent, out=exponent)",
+            "np.minimum(exponent, 63, out=exponent)",
+        ),
+        _fast_bounds("fast-valid-half", "np.logical_or(flag, other, out=flag)", "np.logical_or(other, other, out=flag)"),
+        _fast_bounds("fast-set-carry", "np.add(offset, mask, out=offset)", "np.add(offset, 0, out=offset)"),
+        _fast_bounds("fast-set-grown", "np.add(top, grown, out=top)", "np.add(top, 0, out=top)"),
+        _fast_bounds("fast-set-exact", "np.equal(wide, 0, out=exact)", "np.equal(offset, 0, out=exact)"),
+        _fast_bounds(
+            "fast-crrl", "np.bitwise_xor(out, fmt.address_mask, out=rounded)", "np.bitwise_xor(out, out, out=rounded)"
+        ),
+        _fast_bounds(
+            "fast-set-grown-alignment", "np.add(alignment, wide, out=alignment)", "np.add(alignment, 0, out=alignment)"
+        ),
+        _fast_bounds(
+            "fast-increment-limit",
+            "np.add(limit, fmt.mantissa_mask, out=limit)",
+            "np.add(limit, fmt.mantissa_mask + 1, out=limit)",
+        ),
+        _fast_bounds("fast-increment-region", "np.add(short, eighth, out=short)", "np.add(short, 0, out=short)"),
+        _fast(
+            "fast-otype-unsealed",
+            "np.equal(otype, fmt.otype_unsealed << fmt.otype.low, out=out)",
+            "np.equal(otype, fmt.otype_sentry << fmt.otype.low, out=out)",
+        ),
+        _fast(
+            "fast-otype-ordinary",
+            "np.less_equal(otype, fmt.max_otype << fmt.otype.low, out=out)",
+            "np.less(otype, fmt.max_otype << fmt.otype.low, out=out)",
+        ),
+        _fast("fast-permits-any", "np.equal(ws.bounds[0], wanted, out=out)", "np.not_equal(ws.bounds[0], 0, out=out)"),
+        _fast(
+            "fast-permissions-hard",
+            "_extract(fmt.permissions, meta, out)",
+            "_extract(fmt.permissions, meta, out)\n    np.bitwise_and(out, 0x7FF, out=out)",
+        ),
+        _fast("fast-extract", "np.right_shift(meta, field.low, out=out)", "np.right_shift(meta, field.low + 1, out=out)"),
+        _fast("fast-base-is-top", "np.copyto(out, ws.capability[0])", "np.copyto(out, ws.capability[1])"),
+        _fast("fast-top-unclipped", "choose(ws.capability_flags[0], fmt.address_mask, top, out)", "np.copyto(out, top)"),
+        _fast("fast-offset-added", "np.subtract(cap.address, base, out=base)", "np.add(cap.address, base, out=base)"),
+        _fast("fast-length-borrow", "np.not_equal(high, borrow, out=high)", "np.not_equal(high, False, out=high)"),
+        _fast("fast-within-carry", "np.less(end, address, out=end_high)", "end_high.fill(False)"),
+        _fast(
+            "fast-setbounds-sealed",
+            "np.logical_and(allowed, unsealed, out=allowed)",
+            "np.logical_and(allowed, True, out=allowed)",
+        ),
+        _fast("fast-move-sealed", "np.logical_and(kept, unsealed, out=kept)", "np.logical_and(kept, True, out=kept)"),
+        _fast(
+            "fast-flags-kept",
+            "np.bitwise_and(cap.meta, fmt.address_mask & ~fmt.flags.in_place, out=meta)",
+            "np.bitwise_and(cap.meta, fmt.address_mask, out=meta)",
+        ),
+        _fast(
+            "fast-seal-any-type",
+            "np.less_equal(authority.address, fmt.max_otype, out=flag)",
+            "np.less_equal(authority.address, fmt.otype.mask, out=flag)",
+        ),
+        _fast("fast-unseal-any-type", "np.equal(scratch, authority.address, out=flag)", "flag.fill(True)"),
+        _fast(
+            "fast-with-otype",
+            "np.bitwise_or(out_meta, (otype & fmt.otype.mask) << fmt.otype.low, out=out_meta)",
+            "np.bitwise_xor(out_meta, otype & fmt.otype.mask, out=out_meta)",
+        ),
+        _fast(
+            "fast-permissions-set",
+            "np.right_shift(permissions, fmt.software_permissions_shift, out=placed)",
+            "np.right_shift(permissions, fmt.software_permissions_shift + 1, out=placed)",
+        ),
+        _fast("fast-subset-tags", "np.equal(inner.tag, outer.tag, out=flag)", "flag.fill(True)"),
+        _fast("fast-equal-address", "np.equal(a.address, b.address, out=flag)", "flag.fill(True)"),
+        _fast(
+            "fast-build-reserved",
+            "np.bitwise_and(field, fmt.reserved.in_place, out=field)",
+            "np.bitwise_and(field, 0, out=field)",
+        ),
+        _fast("fast-build-whole", "np.copyto(field, fmt.null_meta & fmt.bounds.in_place, where=high)", "high.fill(False)"),
     )
 }
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from capvisor.proofs import bounds as _bounds  # declares its theorems
 from capvisor.proofs import capability as _capability
+from capvisor.proofs import kernels as _kernels
 from capvisor.proofs import solve
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.theorem import Obligation, Queries, obligations, queries, replay
 
-assert _bounds and _capability
+assert _bounds and _capability and _kernels
 
 
 class Verdict(IntEnum):
@@ -86,10 +87,11 @@ class _Pending:
     error: str = ""
 
     def questions(self, solvers: tuple[str, ...]) -> list[tuple[str, str]]:
-        return [(label, solver) for label in self.labels for solver in solvers]
+        able = [solver for solver in solvers if solver in self.obligation.theorem.solvers] or ["z3"]
+        return [(label, solver) for label in self.labels for solver in able]
 
     def is_complete(self, solvers: tuple[str, ...]) -> bool:
-        return bool(self.error) or len(self.answers) == len(self.labels) * len(solvers)
+        return bool(self.error) or len(self.answers) == len(self.questions(solvers))
 
 
 def prove(
@@ -133,7 +135,7 @@ class _Run:
         finished: Callable[[Outcome], None],
     ) -> None:
         self._settings, self._finished = settings, finished
-        self._versions = {solver: solve.version(solver) for solver in settings.solvers}
+        self._versions = {solver: solve.version(solver) for solver in dict.fromkeys(("z3", *settings.solvers))}
         self._chosen = chosen
         self._outcomes: dict[str, Outcome] = {}
 
@@ -229,7 +231,8 @@ class _Run:
             path.write_text(solve.smtlib(asked.conditions(label), expected))
 
     def _finish(self, pending: _Pending) -> None:
-        outcome = _judge(pending, tuple(self._versions.values()))
+        asked = dict.fromkeys(solver for _label, solver in pending.questions(self._settings.solvers))
+        outcome = _judge(pending, tuple(self._versions[solver] for solver in asked))
         self._outcomes[pending.obligation.id] = outcome
         self._finished(outcome)
 

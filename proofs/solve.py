@@ -40,7 +40,8 @@ def smtlib(conditions: tuple[z3.BoolRef, ...], status: str = "unknown") -> str:
     solver = z3.Solver()
     solver.add(*(z3.simplify(condition) for condition in conditions))
     text = str(solver.to_smt2())
-    return f"(set-logic QF_BV)\n(set-info :status {status})\n" + text.replace("(set-info :status unknown)\n", "")
+    logic = "QF_BV" if _only_bits(conditions) else "ALL"
+    return f"(set-logic {logic})\n(set-info :status {status})\n" + text.replace("(set-info :status unknown)\n", "")
 
 
 def ask(solver: str, conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
@@ -49,7 +50,7 @@ def ask(solver: str, conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.E
 
 
 def _ask_z3(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
-    solver = z3.SolverFor("QF_BV")
+    solver = z3.SolverFor("QF_BV") if _only_bits(conditions) else z3.Solver()
     solver.set("timeout", max(1, int(timeout_s * 1000)))
     solver.add(*conditions)
     start = time.perf_counter()
@@ -65,6 +66,13 @@ def _ask_z3(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], 
         value = model.eval(symbol, model_completion=True)
         values[name] = int(z3.is_true(value)) if z3.is_bool(symbol) else int(value.as_long())
     return Answer("sat", seconds, values)
+
+
+def _only_bits(conditions: tuple[z3.BoolRef, ...]) -> bool:
+    """Whether there is nothing but bit-vectors and truth values in them."""
+    goal = z3.Goal()
+    goal.add(*conditions)
+    return bool(z3.Probe("is-qfbv")(goal))
 
 
 def _ask_bitwuzla(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:

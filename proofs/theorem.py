@@ -15,6 +15,7 @@ import z3
 from capvisor.model import bounds
 from capvisor.model.capability import Capability
 from capvisor.proofs import symbolic
+from capvisor.proofs.solve import SOLVERS
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 
 
@@ -126,6 +127,8 @@ class Theorem:
     uses: tuple[str, ...] = ()
     formats: tuple[str, ...] = tuple(FORMATS)
     scope: str = "all values at full width"
+    solvers: tuple[str, ...] = SOLVERS
+    """The solvers that can be asked: some of the terms for floats are Z3's own."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +162,14 @@ def theorem(
     uses: tuple[str, ...] = (),
     formats: tuple[str, ...] = tuple(FORMATS),
     scope: str = "all values at full width",
+    solvers: tuple[str, ...] = SOLVERS,
 ) -> Callable[[Claim], Claim]:
     """Declare a claim to be a theorem."""
 
     def declare(claim: Claim) -> Claim:
         if name in THEOREMS:
             raise ValueError(f"two theorems are called {name}")
-        THEOREMS[name] = Theorem(name, statement, source, claim, holds, mutants, uses, formats, scope)
+        THEOREMS[name] = Theorem(name, statement, source, claim, holds, mutants, uses, formats, scope, solvers)
         return claim
 
     return declare
