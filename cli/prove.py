@@ -8,22 +8,29 @@ from typing import Any
 
 import click
 
+from capvisor.cli import programs as files
 from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json
 from capvisor.cli.status import InputError, Status
-from capvisor.proofs import solve
+from capvisor.dsl.printer import print_program
+from capvisor.dsl.runner import with_values
+from capvisor.proofs import programs, solve
 from capvisor.proofs.cache import Cache, default_folder
+from capvisor.proofs.programs import obligation_of
 from capvisor.proofs.runner import Outcome, Settings, Verdict, with_lemmas
 from capvisor.proofs.runner import prove as prove_obligations
+from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[ID or GLOB]...")
+@click.argument("names", nargs=-1, metavar="[ID, GLOB or FILE.cap]...")
 @click.option("--all", "everything", is_flag=True, help="Every obligation.")
 @click.option(
     "--list", "listing", is_flag=True, help="List the obligations chosen, with their statements, and prove nothing."
 )
+@click.option("--dependencies", is_flag=True, help="Show which obligations lean on which, and prove nothing.")
+@click.option("--teeth", is_flag=True, help="Apply each theorem's mutants, one at a time, and show the counterexamples.")
 @click.option(
     "--solver", default="z3", show_default=True, help="One or several of z3, bitwuzla, with commas: all must agree."
 )
@@ -43,6 +50,8 @@ def prove(
     names: tuple[str, ...],
     everything: bool,
     listing: bool,
+    dependencies: bool,
+    teeth: bool,
     solver: str,
     timeout: float,
     workers: int,
@@ -54,7 +63,7 @@ def prove(
     """Prove theorems about the reference, by executing its own code on symbolic values with Z3.
 
     An obligation is a theorem for one capability format: `bounds.set.covers.cc128`. Names may be patterns: `bounds.*`,
-    `*.cc64`.
+    `*.cc64`. A program is a theorem too: whatever values its `any`s have, it passes.
     """
     check_writable(json_path)
     chosen = _choose(names, everything or (listing and not names))
@@ -63,6 +72,12 @@ def prove(
         rows = [(each.id, each.theorem.statement) for each in chosen]
         out.print(table(("obligation", "statement"), rows), soft_wrap=False)
         return Status.OK
+    if dependencies:
+        rows = [(each.id, ", ".join(each.uses)) for each in with_lemmas(chosen) if each.uses]
+        out.print(table(("obligation", "leans on"), rows), soft_wrap=False)
+        return Status.OK
+    if teeth:
+        return _show_teeth(chosen, timeout)
     solvers = tuple(dict.fromkeys(part.strip() for part in solver.split(",")))
     unknown = [name for name in solvers if name not in solve.SOLVERS]
     if unknown:
@@ -83,6 +98,23 @@ def prove(
     return _report(chosen, outcomes, interrupted, time.perf_counter() - start, json_path)
 
 
+def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
+    """Every mutant of the theorems chosen, with what it breaks."""
+    theorems = list(dict.fromkeys(each.theorem for each in chosen))
+    rows, survivors = [], 0
+    with progress("theorems", len(theorems)) as advance:
+        for theorem in theorems:
+            for bite in bites(theorem, timeout_s):
+                survivors += bite.fallen is None
+                values = " ".join(f"{name}={value:#x}" for name, value in (bite.values or {}).items())
+                fallen = "SURVIVES" if bite.fallen is None else f"breaks {bite.fallen.id}"
+                rows.append((theorem.id, bite.mutant.name, fallen, values))
+            advance(1)
+    console().print(table(("theorem", "mutant", "outcome", "counterexample"), rows), soft_wrap=False)
+    console().print(f"\n{len(rows) - survivors} of {len(rows)} mutants noticed")
+    return Status.VIOLATION if survivors else Status.OK
+
+
 def _choose(names: tuple[str, ...], everything: bool) -> list[Obligation]:
     known = obligations()
     if everything:
@@ -93,6 +125,11 @@ def _choose(names: tuple[str, ...], everything: bool) -> list[Obligation]:
         )
     chosen: dict[str, Obligation] = {}
     for name in names:
+        if name.endswith(programs.SUFFIX):
+            for path in files.find((Path(name),)):
+                obligation = obligation_of(files.read(path))
+                chosen[obligation.id] = obligation
+            continue
         found = [each for each in known if fnmatch.fnmatchcase(each, name) or each.rsplit(".", 1)[0] == name]
         if not found:
             raise InputError(f"no obligation is called or matched by `{name}`: `capvisor prove --list` shows them")
@@ -144,6 +181,12 @@ def _explain(write: Any, outcome: Outcome) -> None:
         write("  counterexample, replayed on the reference:")
         for name, value in outcome.counterexample.items():
             write(f"    {name:<20}{value:#x}")
+        if theorem.id.endswith(programs.SUFFIX):
+            path = Path(theorem.id)
+            written = print_program(with_values(files.read(path), outcome.counterexample))
+            write("  as a program, which fails in the same way:\n")
+            for line in written.splitlines():
+                write(f"    {line}")
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

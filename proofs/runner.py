@@ -13,7 +13,7 @@ from typing import Any
 from capvisor.proofs import bounds as _bounds  # declares its theorems
 from capvisor.proofs import capability as _capability
 from capvisor.proofs import kernels as _kernels
-from capvisor.proofs import solve
+from capvisor.proofs import programs, solve
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.theorem import Obligation, Queries, obligations, queries, replay
@@ -66,7 +66,8 @@ class Settings:
 
 @lru_cache(maxsize=4)
 def _queries(obligation_id: str) -> Queries:
-    return queries(obligations()[obligation_id])
+    known = obligations()
+    return queries(known[obligation_id] if obligation_id in known else programs.load(obligation_id))
 
 
 def _answer(obligation_id: str, label: str, solver: str, timeout_s: float) -> Answer:

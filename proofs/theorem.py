@@ -224,7 +224,7 @@ def queries(obligation: Obligation) -> Queries:
         attempts.append(Given())
         return obligation.theorem.claim(obligation.format, attempts[-1])
 
-    paths = symbolic.explore(run)
+    paths = symbolic.explore(run, most=500)
     given = attempts[0]
     # On each path, what had to hold for it implies its own goal.
     goals = [z3.Implies(z3.And(*path.conditions), symbolic.term_of(path.result)) for path in paths]

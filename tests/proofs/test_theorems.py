@@ -9,9 +9,10 @@ import pytest
 
 from capvisor.proofs import runner, solve
 from capvisor.proofs.cache import Cache
-from capvisor.proofs.mutants import MUTANTS, in_force
+from capvisor.proofs.mutants import MUTANTS, Mutant, in_force
 from capvisor.proofs.runner import Settings, Verdict, prove, with_lemmas
 from capvisor.proofs.solve import Answer
+from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import THEOREMS, Obligation, Theorem, obligations, queries, replay
 from capvisor.spec.formats import CC64, FORMATS
 from tests.tutorial import ROOT
@@ -49,22 +50,16 @@ def test_there_are_at_least_35_properties_of_both_formats() -> None:
 
 @pytest.mark.parametrize("theorem", [each for each in THEOREMS.values() if each.mutants], ids=lambda each: each.id)
 def test_each_named_mutant_breaks_its_theorem(theorem: Theorem) -> None:
-    for name in theorem.mutants:
-        with in_force(MUTANTS[name]):
-            assert _falls(theorem), name
+    found = list(bites(theorem, 20))
+    assert [bite.mutant.name for bite in found] == list(theorem.mutants)
+    assert all(bite.fallen is not None for bite in found)
 
 
-def _falls(theorem: Theorem) -> bool:
-    for fmt in sorted((FORMATS[name] for name in theorem.formats), key=lambda each: each.address_width):
-        obligation = Obligation(theorem, fmt)
-        asked = queries(obligation)
-        for label in asked.labels[1:]:
-            answer = solve.ask("z3", asked.conditions(label), asked.symbols, 20)
-            if answer.result == "sat" and label != "cases":
-                assert answer.values is not None
-                assert replay(obligation, answer.values) == (True, False)
-                return True
-    return False
+def test_a_mutant_that_breaks_nothing_is_seen(monkeypatch) -> None:
+    harmless = Mutant("harmless", "capvisor.model.bounds", "exact = (base | top)", "exact = (top | base)")
+    monkeypatch.setitem(MUTANTS, "harmless", harmless)
+    (bite,) = bites(replace(THEOREMS["bounds.round.up"], mutants=("harmless",)), 20)
+    assert bite.fallen is None
 
 
 def test_every_theorem_that_executes_code_names_a_mutant_and_every_mutant_is_used() -> None:
@@ -212,3 +207,14 @@ def test_the_command_proves_and_reports(tmp_path: Path) -> None:
     assert command.status_of(["prove", "--list", "sealing.*"]) == Status.OK
     slow = ["prove", "bounds.set.exact.cc128", "--timeout", "0.1", "--no-cache"]
     assert command.status_of(slow) == Status.INCONCLUSIVE
+
+
+def test_the_command_shows_teeth_and_what_leans_on_what(capsys) -> None:
+    from capvisor.cli import main as command
+    from capvisor.cli.status import Status
+
+    assert command.status_of(["prove", "--teeth", "bounds.null"]) == Status.OK
+    assert "top-carry" in capsys.readouterr().out
+    assert command.status_of(["prove", "--dependencies", "bounds.set.monotone.cc64"]) == Status.OK
+    out = capsys.readouterr().out
+    assert "bounds.set.monotone.cc64" in out and "bounds.set.finer.cc64" in out

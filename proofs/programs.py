@@ -1,0 +1,110 @@
+"""A program as a theorem: whatever values its `any`s have, every assertion holds and every trap is as expected.
+
+The program runs on the reference as `capvisor run` runs it, with symbolic values and a symbolic memory. It is one theorem,
+about the program's own machine; registers and memory start as the machine says, so that only the `where`s are assumed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import z3
+
+from capvisor.dsl.draw import Names
+from capvisor.dsl.evaluate import evaluate, memory_of
+from capvisor.dsl.parser import parse
+from capvisor.dsl.runner import ReferenceRun, numbered
+from capvisor.dsl.syntax import Any as AnyValue
+from capvisor.dsl.syntax import Assert, Instruction, Program
+from capvisor.model.memory import Granule
+from capvisor.proofs.symbolic import SymBool, SymInt, as_int, negate, term_of
+from capvisor.proofs.theorem import Given, Obligation, Replay, Theorem
+from capvisor.spec.formats import FORMATS
+
+SUFFIX = ".cap"
+_INDEX_BITS = 64
+
+
+class ArrayStore:
+    """Granules of a symbolic memory, all empty at first: arrays from a granule's index to its tag and halves."""
+
+    def __init__(self, address_width: int) -> None:
+        index, half = z3.BitVecSort(_INDEX_BITS), z3.BitVecVal(0, address_width)
+        self._width = address_width
+        self._tags = z3.K(index, z3.BoolVal(False))
+        self._upper, self._lower = z3.K(index, half), z3.K(index, half)
+
+    def get(self, index: Any) -> Granule:
+        """The granule at an index."""
+        at = as_int(index).at(_INDEX_BITS)
+        mask = (1 << self._width) - 1
+        upper, lower = (SymInt(z3.ZeroExt(1, array[at]), 0, mask) for array in (self._upper, self._lower))
+        return Granule(SymBool(self._tags[at]), upper, lower)  # type: ignore[arg-type]
+
+    def set(self, index: Any, granule: Granule) -> None:
+        """Replace the granule at an index."""
+        at = as_int(index).at(_INDEX_BITS)
+        self._tags = z3.Store(self._tags, at, term_of(granule.tag))
+        self._upper = z3.Store(self._upper, at, as_int(granule.upper).at(self._width))
+        self._lower = z3.Store(self._lower, at, as_int(granule.lower).at(self._width))
+
+    def map(self, function: Any) -> None:
+        """No operation of the language sweeps memory."""
+        raise NotImplementedError
+
+
+def _holds(program: Program, given: Given) -> Any:
+    """Whether a program passes with the values of a given."""
+    values: dict[str, Any] = {}
+    for let in program.lets:
+        if isinstance(let.value, AnyValue):
+            values[let.name] = given.word(let.name, let.value.bits)
+            if let.value.where is not None:
+                given.assume(evaluate(let.value.where, Names(values)))
+        else:
+            values[let.name] = evaluate(let.value, Names(values))
+    run = ReferenceRun(program, values)
+    if not isinstance(given, Replay):
+        run.hart.memory.store = ArrayStore(run.hart.format.address_width)
+    passed: Any = True
+    for _line, statement in numbered(program):
+        if isinstance(statement, Assert):
+            passed = passed & evaluate(statement.condition, run)
+        elif isinstance(statement, Instruction):
+            passed = passed & _is_as_expected(run, statement)
+    return passed
+
+
+def _is_as_expected(run: ReferenceRun, instruction: Instruction) -> Any:
+    """Whether an operation is completed or refused as its expectations say, in the state before it."""
+    conditions = [(each.cause, True if each.when is None else evaluate(each.when, run)) for each in instruction.expectations]
+    outcome = run.step(instruction)
+    cause = None if outcome is None else outcome[0]
+    as_expected, undecided = True, True
+    for expected, condition in conditions:
+        applies = undecided & condition
+        if expected != cause:
+            as_expected = as_expected & negate(applies)
+        undecided = undecided & negate(condition)
+    return as_expected if cause is None else as_expected & negate(undecided)
+
+
+def obligation_of(program: Program) -> Obligation:
+    """The obligation that a program is."""
+    statement = "whatever values the program's `any`s have, every assertion holds and every trap is as expected"
+    fmt = FORMATS[program.machine.format]
+    base, size = memory_of(program)
+    theorem = Theorem(
+        program.source,
+        statement,
+        program.source,
+        lambda _fmt, given: _holds(program, given),
+        formats=(fmt.name,),
+        scope=f"the program's machine: {fmt.name}, {size} bytes of memory from {base:#x}, all values of its `any`s",
+    )
+    return Obligation(theorem, fmt)
+
+
+def load(name: str) -> Obligation:
+    """The obligation of an id `FILE.cap.FORMAT`, from the file."""
+    path = Path(name.rsplit(".", 1)[0])
+    return obligation_of(parse(path.read_text(encoding="utf-8-sig"), str(path)))
