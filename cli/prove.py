@@ -19,6 +19,7 @@ from capvisor.proofs.cache import Cache, default_folder
 from capvisor.proofs.programs import obligation_of
 from capvisor.proofs.runner import Outcome, Settings, Verdict, with_lemmas
 from capvisor.proofs.runner import prove as prove_obligations
+from capvisor.proofs.sweep import EQUIVALENT, MODULES, changes, noticed_by
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
 
@@ -31,6 +32,7 @@ from capvisor.proofs.theorem import Obligation, obligations
 )
 @click.option("--dependencies", is_flag=True, help="Show which obligations lean on which, and prove nothing.")
 @click.option("--teeth", is_flag=True, help="Apply each theorem's mutants, one at a time, and show the counterexamples.")
+@click.option("--sweep", is_flag=True, help="Negate every comparison and drop every guard, and see each noticed (minutes).")
 @click.option(
     "--solver", default="z3", show_default=True, help="One or several of z3, bitwuzla, with commas: all must agree."
 )
@@ -52,6 +54,7 @@ def prove(
     listing: bool,
     dependencies: bool,
     teeth: bool,
+    sweep: bool,
     solver: str,
     timeout: float,
     workers: int,
@@ -66,6 +69,8 @@ def prove(
     `*.cc64`. A program is a theorem too: whatever values its `any`s have, it passes.
     """
     check_writable(json_path)
+    if sweep:
+        return _sweep(timeout)
     chosen = _choose(names, everything or (listing and not names))
     out = console()
     if listing:
@@ -113,6 +118,28 @@ def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
     console().print(table(("theorem", "mutant", "outcome", "counterexample"), rows), soft_wrap=False)
     console().print(f"\n{len(rows) - survivors} of {len(rows)} mutants noticed")
     return Status.VIOLATION if survivors else Status.OK
+
+
+def _sweep(timeout_s: float) -> int:
+    """Every comparison negated and every guard dropped, one at a time; what no theorem notices is shown."""
+    found = [change for module in MODULES for change in changes(module)]
+    survivors = []
+    with progress("changes", len(found)) as advance:
+        for change in found:
+            if noticed_by(change, timeout_s) is None:
+                survivors.append(change)
+            advance(1)
+    rows = [(change.line, change.name, EQUIVALENT.get(change.name, "NOT EXPLAINED")) for change in survivors]
+    out = console()
+    if rows:
+        out.print(
+            table(("line", "change that no theorem notices", "why it changes nothing"), rows, right=(0,)), soft_wrap=False
+        )
+    unexplained = sum(change.name not in EQUIVALENT for change in survivors)
+    out.print(
+        f"\n{len(found)} changes: {len(found) - len(survivors)} noticed, {len(survivors)} survive, {unexplained} unexplained"
+    )
+    return Status.VIOLATION if unexplained else Status.OK
 
 
 def _choose(names: tuple[str, ...], everything: bool) -> list[Obligation]:

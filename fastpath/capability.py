@@ -363,7 +363,7 @@ def build(fmt: CapabilityFormat, authority: Lanes, requested: Lanes, ws: Workspa
     _extract(fmt.otype, requested.meta, field)
     np.equal(field, fmt.otype_sentry, out=is_sentry)
     _with_otype(fmt, requested.meta, fmt.otype_unsealed, ws, wanted_meta)
-    # Its bounds and permissions within those of a tagged, unsealed authority, and not inside out.
+    # Its bounds and permissions within those of a tagged, unsealed authority.
     wanted = Lanes(authority.tag, wanted_meta, requested.address)
     is_subset(fmt, wanted, authority, ws, tag)
     np.logical_and(tag, authority.tag, out=tag)
@@ -371,11 +371,8 @@ def build(fmt: CapabilityFormat, authority: Lanes, requested: Lanes, ws: Workspa
     np.logical_and(tag, flag, out=tag)
     base, top, high = ws.capability[3], ws.capability[4], ws.capability_flags[3]
     bounds.decode_bounds(fmt, wanted_meta, requested.address, ws, base, top, high)
-    np.greater_equal(top, base, out=flag)
-    np.logical_or(flag, high, out=flag)
-    np.logical_and(tag, flag, out=tag)
-    # Encoding those bounds anew must give the same bits (then it was exact: the same bits have the same length). The whole
-    # address space is the one length that a word can't hold; NULL's encoding has it.
+    # Encoding those bounds anew must give the same bits. (Then it was exact, as the same bits have the same length, and the
+    # top isn't below the base.) The whole address space is the one length that a word can't hold; NULL's encoding has it.
     np.subtract(top, base, out=length)
     if fmt.address_width < 64:
         np.bitwise_and(length, fmt.address_mask, out=length)

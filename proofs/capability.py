@@ -151,7 +151,8 @@ def sealing_inverse(fmt: CapabilityFormat, given: Given) -> Any:
 
 @theorem(
     "sealing.conditional",
-    "CCSeal gives what CSeal gives, or the capability as it was; a changed one was sealed by a tagged authority.",
+    "CCSeal gives the capability as it was where the authority is untagged, out of bounds or points at type -1, or the capability is "
+    "sealed; elsewhere, with a tag, it gives what CSeal gives.",
     "CHERI ISAv9, CCSeal",
     mutants=("ccseal-without-permission",),
 )
@@ -159,7 +160,8 @@ def sealing_conditional(fmt: CapabilityFormat, given: Given) -> Any:
     cap, authority = given.capability(fmt, "c"), given.capability(fmt, "authority")
     result, sealed = capability.conditional_seal(cap, authority), capability.seal(cap, authority)
     unchanged = capability.equal(result, cap)
-    return implies(result.tag, unchanged | capability.equal(result, sealed))
+    unusable = not_(authority.tag) | cap.is_sealed | not_(in_bounds(authority)) | (authority.address == fmt.address_mask)
+    return implies(unusable, unchanged) & implies(not_(unusable), not_(result.tag) | capability.equal(result, sealed))
 
 
 @theorem(

@@ -305,12 +305,19 @@ def functions(module: types.ModuleType) -> Iterator[tuple[str, types.FunctionTyp
 @contextmanager
 def in_force(mutant: Mutant) -> Iterator[None]:
     """Let a mutant be in force. Raises ValueError where its place isn't in the source."""
-    module = importlib.import_module(mutant.module)
-    source = inspect.getsource(module)
+    source = inspect.getsource(importlib.import_module(mutant.module))
     if mutant.before not in source:
         raise ValueError(f"mutant {mutant.name}: {mutant.module} has no `{mutant.before}`")
-    changed = types.ModuleType(mutant.module)
-    exec(compile(source.replace(mutant.before, mutant.after), str(module.__file__), "exec"), vars(changed))
+    with source_in_force(mutant.module, source.replace(mutant.before, mutant.after)):
+        yield
+
+
+@contextmanager
+def source_in_force(module_name: str, source: str) -> Iterator[None]:
+    """Let a module's functions have the code of another source of the same functions."""
+    module = importlib.import_module(module_name)
+    changed = types.ModuleType(module_name)
+    exec(compile(source, str(module.__file__), "exec"), vars(changed))
     originals = dict(functions(module))
     saved = {name: function.__code__ for name, function in originals.items()}
     for name, function in functions(changed):
