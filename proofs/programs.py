@@ -16,7 +16,7 @@ from capvisor.dsl.runner import ReferenceRun, numbered
 from capvisor.dsl.syntax import Any as AnyValue
 from capvisor.dsl.syntax import Assert, Instruction, Program
 from capvisor.model.memory import Granule
-from capvisor.proofs.symbolic import SymBool, SymInt, as_int, negate, term_of
+from capvisor.proofs.symbolic import SymBool, SymInt, Unfaithful, as_int, negate, term_of
 from capvisor.proofs.theorem import Given, Obligation, Replay, Theorem
 from capvisor.spec.formats import FORMATS
 
@@ -49,7 +49,7 @@ class ArrayStore:
 
     def map(self, function: Any) -> None:
         """No operation of the language sweeps memory."""
-        raise NotImplementedError
+        raise Unfaithful("a sweep of a symbolic memory")
 
 
 def _holds(program: Program, given: Given) -> Any:

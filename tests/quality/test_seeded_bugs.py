@@ -1,8 +1,5 @@
 """Seeded bugs are found: each is one change of a source, and the golden vectors or the differential test must notice it."""
 
-import importlib
-import inspect
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +12,7 @@ from capvisor.fastpath import isa as _kernels
 from capvisor.fastpath.machine import KERNELS
 from capvisor.model import isa as _rules
 from capvisor.model.machine import RULES
+from capvisor.proofs.mutants import Mutant, in_force
 from capvisor.spec.formats import CC128
 from tests.support import Pair, random_operands
 from tests.tutorial import ROOT
@@ -70,37 +68,14 @@ OPERATION_BUGS = [
 
 
 @contextmanager
-def mutated(module_name: str, before: str, after: str) -> Iterator[None]:
-    """Gives the module's functions the code of its source with one change; whoever has imported them sees it."""
-    module = importlib.import_module(f"capvisor.{module_name}")
-    source = inspect.getsource(module)
-    assert before in source, f"{module_name} has no `{before}`: the bug can't be seeded"
-    changed = types.ModuleType(module.__name__)
+def mutated(module: str, before: str, after: str) -> Iterator[None]:
+    """Lets one change of a module's source be in force."""
     rules, kernels = dict(RULES), dict(KERNELS)
-    exec(compile(source.replace(before, after), str(module.__file__), "exec"), vars(changed))
-    RULES.update(rules)  # executing the source has declared its rules again
-    KERNELS.update(kernels)
-    originals = dict(functions(module))
-    saved = {name: function.__code__ for name, function in originals.items()}
-    for name, function in functions(changed):
-        originals[name].__code__ = function.__code__
-    try:
+    with in_force(Mutant("seeded", f"capvisor.{module}", before, after)):
+        # Executing the changed source has declared its rules again: the originals have the changed code.
+        RULES.update(rules)
+        KERNELS.update(kernels)
         yield
-    finally:
-        for name, code in saved.items():
-            originals[name].__code__ = code
-
-
-def functions(module: types.ModuleType) -> Iterator[tuple[str, types.FunctionType]]:
-    """The functions that a module defines, methods and properties of its classes included, by qualified name."""
-    for value in vars(module).values():
-        if getattr(value, "__module__", None) != module.__name__:
-            continue
-        members = vars(value).values() if inspect.isclass(value) else [value]
-        for member in members:
-            function = member.fget if isinstance(member, property) else member
-            if isinstance(function, types.FunctionType) and "<" not in function.__qualname__:
-                yield function.__qualname__, function
 
 
 def golden_failures() -> int:
