@@ -49,7 +49,7 @@ class ArrayStore:
 
     def map(self, function: Any) -> None:
         """No operation of the language sweeps memory."""
-        raise Unfaithful("a sweep of a symbolic memory")
+        raise Unfaithful(f"a sweep of a symbolic memory with {function}")
 
 
 def _holds(program: Program, given: Given) -> Any:
