@@ -19,7 +19,8 @@ from capvisor.proofs.cache import Cache, default_folder
 from capvisor.proofs.programs import obligation_of
 from capvisor.proofs.runner import Outcome, Settings, Verdict, with_lemmas
 from capvisor.proofs.runner import prove as prove_obligations
-from capvisor.proofs.sweep import EQUIVALENT, MODULES, changes, noticed_by
+from capvisor.proofs.sweep import MODULES, Finding, changes
+from capvisor.proofs.sweep import sweep as sweep_modules
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
 
@@ -70,7 +71,7 @@ def prove(
     """
     check_writable(json_path)
     if sweep:
-        return _sweep(timeout)
+        return _sweep(timeout, workers)
     chosen = _choose(names, everything or (listing and not names))
     out = console()
     if listing:
@@ -120,25 +121,24 @@ def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
     return Status.VIOLATION if survivors else Status.OK
 
 
-def _sweep(timeout_s: float) -> int:
+def _sweep(timeout_s: float, workers: int) -> int:
     """Every comparison negated and every guard dropped, one at a time; what no theorem notices is shown."""
-    found = [change for module in MODULES for change in changes(module)]
-    survivors = []
-    with progress("changes", len(found)) as advance:
-        for change in found:
-            if noticed_by(change, timeout_s) is None:
-                survivors.append(change)
+    findings: list[Finding] = []
+    total = sum(1 for module in MODULES for _change in changes(module))
+    with progress("changes", total) as advance:
+        for finding in sweep_modules(MODULES, timeout_s, workers):
+            findings.append(finding)
             advance(1)
-    rows = [(change.line, change.name, EQUIVALENT.get(change.name, "NOT EXPLAINED")) for change in survivors]
+    survivors = [finding for finding in findings if not finding.noticed_by]
+    rows = [
+        (each.change.line, each.change.name, each.equivalent or "NOT EXPLAINED: a gap in the theorems") for each in survivors
+    ]
     out = console()
     if rows:
-        out.print(
-            table(("line", "change that no theorem notices", "why it changes nothing"), rows, right=(0,)), soft_wrap=False
-        )
-    unexplained = sum(change.name not in EQUIVALENT for change in survivors)
-    out.print(
-        f"\n{len(found)} changes: {len(found) - len(survivors)} noticed, {len(survivors)} survive, {unexplained} unexplained"
-    )
+        headings = ("line", "change that no theorem notices", "why it changes nothing")
+        out.print(table(headings, rows, right=(0,)), soft_wrap=False)
+    unexplained = sum(not finding.is_explained for finding in survivors)
+    out.print(f"\n{total} changes: {total - len(survivors)} noticed, {len(survivors)} survive, {unexplained} unexplained")
     return Status.VIOLATION if unexplained else Status.OK
 
 

@@ -1,20 +1,32 @@
 """Teeth without a list: every comparison negated and every guard dropped, one at a time, each to be noticed.
 
-Changed are the reference's algebra and the fast path's kernels. What no theorem notices is either equivalent, and then
-stands in `EQUIVALENT` with the reason, or a gap in the theorems.
+Changed are the reference's algebra and the fast path's kernels. Each change is tried on drawn values first, which most
+theorems fall with at once; what these don't show is asked of the solver. A change that survives must be equivalent: of the
+reference, the changed function is proved to give what the function gives, for all inputs; of the fast path, the kernel's
+own theorem says so.
 """
 
 import ast
 import copy
 import importlib
 import inspect
-from collections.abc import Iterator
+import random
+import typing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
 
-from capvisor.proofs import solve
-from capvisor.proofs.mutants import source_in_force
+import z3
+
+from capvisor.model import bounds, capability
+from capvisor.model.capability import Capability
+from capvisor.proofs import solve, symbolic
+from capvisor.proofs.mutants import functions, source_in_force
 from capvisor.proofs.symbolic import Unfaithful
-from capvisor.proofs.theorem import Obligation, obligations, queries
+from capvisor.proofs.theorem import Given, Obligation, obligations, queries
+from capvisor.spec.formats import FORMATS, CapabilityFormat
 
 MODULES = (
     "capvisor.model.bounds",
@@ -119,41 +131,196 @@ def _is_condition(node: ast.expr) -> bool:
     return False
 
 
+# -- noticing --------------------------------------------------------------------------------------------------------------
+
+DRAWS = 400
+"""How many drawn inputs a theorem gets before the solver is asked."""
+_BROKEN = (Unfaithful, TypeError, ValueError, OverflowError, AttributeError)
+
+
+class Drawn(Given):
+    """Gives values drawn at random, most of them near the edges where rules change."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+        self._given: list[int] = [0]
+
+    def word(self, name: str, bits: int) -> int:
+        """A number of so many bits: any, a short one, one with a run of ones, or near another that was given."""
+        draw, mask = self._random, (1 << bits) - 1
+        number = draw.getrandbits(draw.randint(1, bits))
+        kind = draw.randrange(6)
+        if kind == 0:
+            number = mask ^ number
+        elif kind == 1:
+            number = (1 << draw.randint(0, bits)) - draw.randrange(3)
+        elif kind == 2:
+            number = draw.choice(self._given) + draw.choice((-1, 0, 0, 1, 8, number >> bits // 2))
+        elif kind == 3:
+            number = number << draw.randrange(bits)
+        self._given.append(number & mask)
+        return number & mask
+
+    def flag(self, name: str) -> bool:
+        """A truth value, more often true: tags are what matters."""
+        return self._random.random() < 0.8
+
+    def capability(self, fmt: CapabilityFormat, name: str) -> Capability:
+        """Any bits, or what a few derivations make of the root."""
+        if self._random.random() < 0.2:
+            return super().capability(fmt, name)
+        width, draw = fmt.address_width, self._random
+        cap, _exact = capability.set_bounds(capability.root(fmt, self.word(name, width)), self.word(name, width))
+        if draw.random() < 0.7:
+            cap = capability.increment_address(cap, self.word(name, width))
+        if draw.random() < 0.4:
+            cap = capability.and_permissions(cap, self.word(name, width))
+        if draw.random() < 0.3:
+            types = (fmt.otype_sentry, fmt.max_otype, draw.randrange(fmt.max_otype), cap.address, self._given[1])
+            cap = capability.set_otype(cap, draw.choice(types))
+        self._given += [cap.meta, cap.otype, cap.base]
+        return cap.with_tag(self.flag(name))
+
+
 def theorems_for(change: Change) -> list[Obligation]:
-    """The obligations that may notice a change, of the narrow format, those of the same name first."""
+    """The obligations that may notice a change, those that are named after the function first, the narrow format's before."""
     fast = change.module.startswith("capvisor.fastpath")
     chosen = [each for each in obligations().values() if each.theorem.holds and each.theorem.mutants]
     chosen = [each for each in chosen if each.theorem.id.startswith("kernels.") == fast]
-    # Of the wide format only what is named after the function: the narrow one lacks reserved bits and software permissions.
-    chosen = [each for each in chosen if each.format.name == "cc64" or change.function in each.id]
-    slow = ("directly", "tightest")
-    return sorted(chosen, key=lambda each: (change.function not in each.id, any(word in each.id for word in slow)))
+    return sorted(chosen, key=lambda each: (change.function not in each.id, each.format.address_width))
 
 
-def noticed_by(change: Change, timeout_s: float) -> str | None:
-    """The first obligation that a change breaks, or that can't be executed with it; None if it breaks none."""
+@dataclass(frozen=True)
+class Finding:
+    """What became of a change: the obligation that noticed it, or why it changes nothing; neither, and it is a gap."""
+
+    change: Change
+    noticed_by: str = ""
+    by_solver: bool = False
+    equivalent: str = ""
+
+    @property
+    def is_explained(self) -> bool:
+        return bool(self.noticed_by or self.equivalent)
+
+
+def examine(change: Change, timeout_s: float) -> Finding:
+    """See whether a change is noticed, and prove it equivalent if it isn't."""
+    chosen = theorems_for(change)
     with source_in_force(change.module, change.source):
-        for obligation in theorems_for(change):
-            try:
-                asked = queries(obligation)
-            except (Unfaithful, TypeError, ValueError, OverflowError, AttributeError):
-                return obligation.id
-            for label in asked.labels:
-                if label in ("assumptions", "cases"):
-                    continue
-                if solve.ask("z3", asked.conditions(label), asked.symbols, timeout_s).result == "sat":
-                    return obligation.id
-    return None
+        for obligation in chosen:
+            if _falls_on_drawn_values(obligation):
+                return Finding(change, noticed_by=obligation.id)
+    fast = change.module.startswith("capvisor.fastpath")
+    if not fast and _gives_the_same(change, timeout_s):
+        return Finding(change, equivalent="the changed function gives the same for every input of either format: proved")
+    with source_in_force(change.module, change.source):
+        for obligation in chosen:
+            result = _refutes(obligation, timeout_s)
+            if result == "sat":
+                return Finding(change, noticed_by=obligation.id, by_solver=True)
+            if fast and result != "unsat" and change.function in obligation.id:
+                return Finding(change)
+        named = [each.id for each in chosen if fast and each.theorem.id == f"kernels.{change.function}"]
+    return Finding(change, equivalent=f"{' and '.join(named)} hold with it" if named else "")
 
 
-_SAME_LENGTH = (
-    "the length doesn't depend on the address, so that base and top move together: bounds.move.precise holds with it"
-)
-EQUIVALENT: dict[str, str] = {
-    "model.bounds.address_keeps_bounds: (base == new_base) & (top == new_top) -> base == new_base": _SAME_LENGTH,
-    "model.bounds.address_keeps_bounds: (base == new_base) & (top == new_top) -> top == new_top": _SAME_LENGTH,
-    "model.capability.unseal: authority.tag & cap.is_sealed -> authority.tag": (
-        "the type of an unsealed capability is a reserved one, which is refused anyway: sealing.unseal holds with it"
-    ),
-}
-"""Changes that no theorem notices, by name, and why they change nothing."""
+def _falls_on_drawn_values(obligation: Obligation) -> bool:
+    for number in range(DRAWS):
+        given = Drawn(f"{obligation.id} {number}")
+        try:
+            goal = obligation.theorem.claim(obligation.format, given)
+        except _BROKEN:
+            return True
+        if not goal and all(given.assumptions):
+            return True
+    return False
+
+
+def _refutes(obligation: Obligation, timeout_s: float) -> str:
+    """ "sat" if a theorem falls or can't be executed any more, "unsat" if it holds, "unknown"."""
+    try:
+        asked = queries(obligation)
+    except _BROKEN:
+        return "sat"
+    results = {
+        solve.ask("z3", asked.conditions(label), asked.symbols, timeout_s).result
+        for label in asked.labels
+        if label not in ("assumptions", "cases")
+    }
+    return "sat" if "sat" in results else "unknown" if "unknown" in results else "unsat"
+
+
+def _gives_the_same(change: Change, timeout_s: float) -> bool:
+    """Whether a function of the reference and its changed form are proved to give the same for all inputs, both formats."""
+    return all(_differs(change, fmt, timeout_s) == "unsat" for fmt in FORMATS.values())
+
+
+def _differs(change: Change, fmt: CapabilityFormat, timeout_s: float) -> str:
+    function = _function(change)
+
+    def run() -> Any:
+        arguments = [_argument(fmt, name, kind) for name, kind in _parameters(function)]
+        before = function(*arguments)
+        with source_in_force(change.module, change.source):
+            after = function(*arguments)
+        return _same(before, after)
+
+    try:
+        paths = symbolic.explore(run, most=50)
+    except _BROKEN:
+        return "unknown"
+    goals = [z3.Implies(z3.And(*path.conditions), symbolic.term_of(path.result)) for path in paths]
+    return solve.ask("z3", (z3.Not(z3.And(*goals)),), {}, timeout_s).result
+
+
+def _function(change: Change) -> Callable[..., Any]:
+    found = dict(functions(importlib.import_module(change.module)))
+    return next(function for name, function in found.items() if name.rsplit(".", 1)[-1] == change.function)
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    kinds = typing.get_type_hints(function, {**vars(bounds), **vars(capability)})
+    return [(name, kinds.get(name, Capability)) for name in inspect.signature(function).parameters]
+
+
+def _argument(fmt: CapabilityFormat, name: str, kind: Any) -> Any:
+    """Any value of a parameter; a top may have one bit more than other numbers."""
+    if kind is CapabilityFormat:
+        return fmt
+    if kind is Capability:
+        return Given().capability(fmt, name)
+    if kind is bool:
+        return symbolic.flag(name)
+    if kind is int:
+        return symbolic.unsigned(name, fmt.address_width + (name == "top"))
+    raise Unfaithful(f"any value of {kind}")
+
+
+def _same(before: Any, after: Any) -> Any:
+    if isinstance(before, tuple):
+        outcome: Any = True
+        for one, other in zip(before, after, strict=True):
+            outcome = outcome & _same(one, other)
+        return outcome
+    return before is after if isinstance(before, CapabilityFormat) else before == after
+
+
+# -- the whole sweep -------------------------------------------------------------------------------------------------------
+
+
+def sweep(modules: tuple[str, ...], timeout_s: float, workers: int) -> Iterator[Finding]:
+    """Examine every change of some modules, in parallel processes; the findings in the order of the changes."""
+    found = [change for module in modules for change in changes(module)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_import_theorems) as pool:
+        try:
+            yield from pool.map(examine, found, [timeout_s] * len(found))
+        except BaseException:
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.terminate()
+            raise
+
+
+def _import_theorems() -> None:
+    importlib.import_module("capvisor.proofs.runner")
