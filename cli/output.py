@@ -81,8 +81,10 @@ def progress(what: str, total: int) -> Iterator[Any]:
         yield lambda done: bar.advance(task, done)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises InputError where that isn't possible."""
+def write_text(path: Path | None, text: str) -> None:
+    """Write a file whole or not at all, if a path is given. Raises InputError where that isn't possible."""
+    if path is None:
+        return
     try:
         write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
@@ -106,7 +108,5 @@ def check_writable(path: Path | None, inputs: Iterable[Path] = ()) -> None:
 
 def write_json(path: Path | None, kind: str, content: dict[str, Any]) -> None:
     """Write a result as JSON, with what it is and which version made it, if a path is given."""
-    if path is None:
-        return
     document = {"kind": kind, "version": __version__, **content}
     write_text(path, json.dumps(document, indent=2) + "\n")

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from capvisor.cli import programs as files
+from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.options import json_option
-from capvisor.cli.output import check_writable, console, progress, table, write_json
+from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
@@ -23,6 +24,7 @@ from capvisor.proofs.sweep import MODULES, Finding, changes
 from capvisor.proofs.sweep import sweep as sweep_modules
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
+from capvisor.proofs.witness import program_of
 
 
 @click.command()
@@ -40,6 +42,7 @@ from capvisor.proofs.theorem import Obligation, obligations
 @click.option(
     "--timeout", default=120.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds a question may take."
 )
+@click.option("--rlimit", default=0, type=click.IntRange(min=0), help="Steps of Z3 a question may take; 0 for any number.")
 @click.option(
     "--workers", default=min(os.cpu_count() or 1, 8), type=click.IntRange(min=1), help="Processes. [default: the cores]"
 )
@@ -48,6 +51,8 @@ from capvisor.proofs.theorem import Obligation, obligations
     "--state", type=click.Path(path_type=Path), help="Folder of kept answers. [default: in the user's state directory]"
 )
 @click.option("--dump-smt", type=click.Path(path_type=Path), help="Write every question as SMT-LIB 2 into this folder.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write each counterexample as a program into this folder.")
+@click.option("--junit", "junit_path", type=click.Path(path_type=Path), help="Write the results as JUnit XML to this file.")
 @json_option
 def prove(
     names: tuple[str, ...],
@@ -58,10 +63,13 @@ def prove(
     sweep: bool,
     solver: str,
     timeout: float,
+    rlimit: int,
     workers: int,
     no_cache: bool,
     state: Path | None,
     dump_smt: Path | None,
+    save: Path | None,
+    junit_path: Path | None,
     json_path: Path | None,
 ) -> int:
     """Prove theorems about the reference, by executing its own code on symbolic values with Z3.
@@ -70,6 +78,7 @@ def prove(
     `*.cc64`. A program is a theorem too: whatever values its `any`s have, it passes.
     """
     check_writable(json_path)
+    check_writable(junit_path)
     if sweep:
         return _sweep(timeout, workers)
     chosen = _choose(names, everything or (listing and not names))
@@ -88,20 +97,24 @@ def prove(
     unknown = [name for name in solvers if name not in solve.SOLVERS]
     if unknown:
         raise InputError(f"unknown solver `{unknown[0]}`: there are {', '.join(solve.SOLVERS)}")
-    if dump_smt is not None:
-        _make_folder(dump_smt)
+    for folder in (dump_smt, save):
+        if folder is not None:
+            _make_folder(folder)
     try:
         cache = None if no_cache else Cache(state or default_folder())
     except OSError as error:
         raise InputError(f"can't keep answers in {error.filename}: {error.strerror} (or use --no-cache)") from None
-    settings = Settings(solvers, timeout, workers, cache, dump_smt)
+    settings = Settings(solvers, timeout, rlimit, workers, cache, dump_smt)
     start = time.perf_counter()
     try:
         with progress("obligations", len(chosen)) as advance:
             outcomes, interrupted = prove_obligations(chosen, settings, lambda _outcome: advance(1))
     except solve.SolverMissing as error:
         raise InputError(str(error)) from None
-    return _report(chosen, outcomes, interrupted, time.perf_counter() - start, json_path)
+    elapsed_s = time.perf_counter() - start
+    write_json(json_path, "prove", {"seconds": elapsed_s, "obligations": [_as_json(outcome) for outcome in outcomes]})
+    write_text(junit_path, junit_xml("prove", [_as_case(outcome) for outcome in outcomes]))
+    return _report(chosen, outcomes, interrupted, elapsed_s, save)
 
 
 def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
@@ -172,7 +185,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _report(
-    chosen: list[Obligation], outcomes: list[Outcome], interrupted: bool, elapsed_s: float, json_path: Path | None
+    chosen: list[Obligation], outcomes: list[Outcome], interrupted: bool, elapsed_s: float, save: Path | None
 ) -> int:
     out = console()
     rows = [_row(outcome) for outcome in outcomes]
@@ -180,12 +193,13 @@ def _report(
     for outcome in outcomes:
         if not outcome.as_expected:
             _explain(out.print, outcome)
+        if save is not None and (program := _program(outcome)):
+            write_text(save / f"{Path(outcome.obligation.id).name}.cap", program)
     wanted = len(with_lemmas(chosen))
     expected = sum(outcome.as_expected for outcome in outcomes)
     out.print(f"\n{expected} of {wanted} as expected, {elapsed_s:.1f} s")
     if interrupted:
         out.print("interrupted: what was answered is kept; the same command goes on from there")
-    write_json(json_path, "prove", {"seconds": elapsed_s, "obligations": [_as_json(outcome) for outcome in outcomes]})
     if any(outcome.verdict is Verdict.ERROR for outcome in outcomes):
         return Status.INTERNAL
     if any(not outcome.as_expected and outcome.verdict is not Verdict.UNKNOWN for outcome in outcomes):
@@ -208,12 +222,27 @@ def _explain(write: Any, outcome: Outcome) -> None:
         write("  counterexample, replayed on the reference:")
         for name, value in outcome.counterexample.items():
             write(f"    {name:<20}{value:#x}")
-        if theorem.id.endswith(programs.SUFFIX):
-            path = Path(theorem.id)
-            written = print_program(with_values(files.read(path), outcome.counterexample))
-            write("  as a program, which fails in the same way:\n")
-            for line in written.splitlines():
-                write(f"    {line}")
+    program = _program(outcome)
+    if program is not None:
+        write("  as a program, which fails in the same way:\n")
+        for line in program.splitlines():
+            write(f"    {line}")
+
+
+def _program(outcome: Outcome) -> str | None:
+    """A counterexample as a program that `capvisor run` fails on, where there is one."""
+    if outcome.counterexample is None:
+        return None
+    if outcome.obligation.theorem.id.endswith(programs.SUFFIX):
+        return print_program(with_values(files.read(Path(outcome.obligation.theorem.id)), outcome.counterexample))
+    return program_of(outcome.obligation, outcome.counterexample)
+
+
+def _as_case(outcome: Outcome) -> Case:
+    """An outcome as a JUnit test case: what isn't as expected is a failure, what nobody knows an error."""
+    group, name = outcome.obligation.id.split(".", 1)
+    message = "" if outcome.as_expected else f"{outcome.verdict.name} {outcome.reason}".strip()
+    return Case(f"capvisor.{group}", name, outcome.seconds, message, outcome.verdict in (Verdict.UNKNOWN, Verdict.ERROR))
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

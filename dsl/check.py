@@ -13,6 +13,7 @@ from capvisor.dsl.syntax import (
     Expectation,
     Expression,
     FieldOf,
+    Initial,
     Instruction,
     Integer,
     Let,
@@ -51,6 +52,8 @@ _RESERVED = {
     "memory",
     "size",
     "root",
+    "given",
+    "capability",
 }
 MAXIMUM_SHIFT = 1024
 
@@ -65,6 +68,8 @@ class _Checker:
         self._program = program
         self._lets: dict[str, Let] = {}
         self._format: CapabilityFormat | None = None
+        self._started: set[int] = set()
+        self._has_begun = False
 
     def _error(self, message: str, position: Position) -> ProgramError:
         return ProgramError(message, position, self._program.source, self._program.text)
@@ -78,6 +83,8 @@ class _Checker:
                     self._machine(statement)
                 case Let():
                     self._let(statement)
+                case Initial():
+                    self._initial(statement)
                 case Instruction():
                     self._instruction(statement)
                 case Assert():
@@ -99,6 +106,7 @@ class _Checker:
                 raise self._error("c0 is always NULL: it can't start as root", machine.position)
         if len(set(machine.roots)) != len(machine.roots):
             raise self._error("a register is given twice", machine.position)
+        self._started |= set(machine.roots)
         if machine.memory_base is None or machine.memory_size is None:
             return
         base, size = (self._constant(part, "the machine's memory") for part in (machine.memory_base, machine.memory_size))
@@ -130,6 +138,18 @@ class _Checker:
             self._no_registers(let.value, "a `let`")
             self._lets[let.name] = let
 
+    def _initial(self, initial: Initial) -> None:
+        if initial.register == 0:
+            raise self._error("c0 is always NULL: nothing can be given for it", initial.position)
+        if initial.register in self._started:
+            raise self._error("a register is given twice", initial.position)
+        self._started.add(initial.register)
+        if self._has_begun:
+            raise self._error("a `given` says what is there at the start: it comes before all operations", initial.position)
+        for part in (initial.tag, initial.high, initial.address):
+            self._number(part, "`given` needs numbers")
+            self._no_registers(part, "`given`")
+
     def _no_registers(self, expression: Expression, where: str) -> None:
         for part in walk(expression):
             if isinstance(part, Register | FieldOf):
@@ -148,6 +168,7 @@ class _Checker:
 
     def _instruction(self, instruction: Instruction) -> None:
         assert self._format is not None
+        self._has_begun = True
         row = OPERATIONS.get(instruction.name)
         if row is None:
             message = f"unknown operation `{instruction.name}`{_suggest(instruction.name, OPERATIONS)}"

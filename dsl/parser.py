@@ -121,6 +121,16 @@ _EXAMPLES: dict[str, list[str]] = {
         "assert -\n",
     ],
     "missing field after `.`": ["assert c1.\n"],
+    "a `given` register is `capability(TAG, HIGH, ADDRESS)`": [
+        "given c1 = 5",
+        "given c1 = root",
+        "given c1 = capability\n",
+        "given c1 = capability(1)",
+        "given c1 = capability(1, 2)",
+        "given c1 = capability(1, 2, 3, 4)",
+        "given c1 capability(1, 2, 3)",
+        "given x = capability(1, 2, 3)",
+    ],
 }
 
 
@@ -240,6 +250,10 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def let(self, meta: AnyType, children: list[AnyType]) -> syntax.Let:
         return syntax.Let(str(children[0]), children[1], _token_at(children[0]))
+
+    def given(self, meta: AnyType, children: list[AnyType]) -> syntax.Initial:
+        register = self._register(children[0])
+        return syntax.Initial(register.number, *children[1:], _token_at(children[0]))
 
     def any(self, meta: AnyType, children: list[AnyType]) -> syntax.Any:
         name, where = children

@@ -7,6 +7,7 @@ from capvisor.dsl.syntax import (
     Expectation,
     Expression,
     FieldOf,
+    Initial,
     Instruction,
     Integer,
     Let,
@@ -74,6 +75,9 @@ def print_statement(statement: Statement) -> str:
         case Let(name, value):
             assert not isinstance(value, Any)
             return f"let {name} = {print_expression(value)}"
+        case Initial(register, tag, high, address):
+            parts = ", ".join(print_expression(part) for part in (tag, high, address))
+            return f"given c{register} = capability({parts})"
         case Instruction():
             return print_instruction(statement)
         case Assert(condition):

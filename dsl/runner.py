@@ -89,6 +89,10 @@ class ReferenceRun:
         for register in program.machine.roots:
             self.hart.write(register, capability.root(fmt))
         self._values = values
+        for initial in program.initials:
+            tag, high, address = (evaluate(part, self) for part in (initial.tag, initial.high, initial.address))
+            mask = fmt.address_mask
+            self.hart.write(initial.register, capability.from_memory(fmt, tag != 0, high & mask, address & mask))
 
     def name(self, name: str) -> int:
         return self._values[name]
@@ -132,6 +136,12 @@ class LaneRun:
             self.machine.metas[register] = self.format.root_meta
         self._values = values
         self._workspace = Workspace(lanes)
+        for initial in program.initials:
+            tag, high, address = (evaluate(part, self) for part in (initial.tag, initial.high, initial.address))
+            width, register = self.format.address_width, initial.register
+            self.machine.tags[register] = as_flags(tag != 0, lanes)
+            self.machine.metas[register] = as_words(high, width, lanes) ^ np.uint64(self.format.null_meta)
+            self.machine.addresses[register] = as_words(address, width, lanes)
 
     def name(self, name: str) -> AnyType:
         return self._values[name]

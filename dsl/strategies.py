@@ -146,11 +146,17 @@ def programs(draw: st.DrawFn, max_lines: int = 12) -> syntax.Program:
     machine = draw(machines())
     fmt, names = FORMATS[machine.format], list(NAMES)
     known: tuple[str, ...] = ()
+    given, begun = set(machine.roots), False
     lines = [syntax.Line(None, draw(st.none() | comments)), syntax.Line(machine, draw(st.none() | comments))]
     for _ in range(draw(st.integers(0, max_lines))):
         statement: syntax.Statement | None
-        kind = draw(st.sampled_from(["let", "instruction", "assert", "nothing"]))
-        if kind == "let" and names:
+        kind = draw(st.sampled_from(["given", "let", "instruction", "assert", "nothing"]))
+        if kind == "given" and not begun and len(given) < REGISTER_COUNT - 4:
+            register = draw(st.integers(1, REGISTER_COUNT - 1).filter(lambda number: number not in given))
+            given.add(register)
+            parts = (draw(numbers(known, with_registers=False)) for _ in range(3))
+            statement = syntax.Initial(register, *parts)
+        elif kind == "let" and names:
             name = names.pop()
             where = conditions((*known, name), with_registers=False)
             any_value = st.builds(syntax.Any, st.integers(1, 64), st.none() | where)
@@ -159,7 +165,7 @@ def programs(draw: st.DrawFn, max_lines: int = 12) -> syntax.Program:
         elif kind == "assert":
             statement = syntax.Assert(draw(conditions(known, with_registers=True)))
         elif kind == "instruction":
-            statement = draw(instructions(fmt, known))
+            statement, begun = draw(instructions(fmt, known)), True
         else:
             statement = None
         lines.append(syntax.Line(statement, draw(st.none() | comments)))

@@ -131,6 +131,17 @@ class Let:
 
 
 @dataclass(frozen=True)
+class Initial:
+    """What a register holds at the start: the tag (0 or not), the upper half as in memory, the address."""
+
+    register: int
+    tag: Expression
+    high: Expression
+    address: Expression
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
 class Machine:
     """The machine that a program runs on; memory of size 0 is none."""
 
@@ -170,7 +181,7 @@ class Assert:
     position: Position = _position()
 
 
-Statement = Machine | Let | Instruction | Assert
+Statement = Machine | Let | Initial | Instruction | Assert
 
 
 @dataclass(frozen=True)
@@ -201,6 +212,10 @@ class Program:
     @property
     def lets(self) -> Iterator[Let]:
         return (statement for statement in self.statements if isinstance(statement, Let))
+
+    @property
+    def initials(self) -> Iterator[Initial]:
+        return (statement for statement in self.statements if isinstance(statement, Initial))
 
 
 def walk(expression: Expression) -> Iterator[Expression]:

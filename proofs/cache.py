@@ -32,6 +32,10 @@ class Cache:
         except sqlite3.Error as error:
             raise OSError(0, f"not a usable cache: {error}", str(self.path)) from None
 
+    def __len__(self) -> int:
+        (count,) = self._database.execute("SELECT COUNT(*) FROM answers").fetchone()
+        return int(count)
+
     def get(self, key: str) -> Answer | None:
         """The answer kept under a key."""
         row = self._database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()

@@ -9,7 +9,7 @@ from typing import Any
 from capvisor.model import bounds, capability
 from capvisor.model.bits import not_, select
 from capvisor.model.capability import Capability
-from capvisor.proofs.bounds import by_exponent
+from capvisor.proofs.bounds import alignment_of, by_exponent
 from capvisor.proofs.theorem import Given, implies, is_sound, same_but, theorem
 from capvisor.spec.formats import CapabilityFormat, Permission
 
@@ -348,6 +348,63 @@ def _declare_sealed(name: str, derive: _Derivation) -> None:
         return not_(derive(cap, other, given.word("n", fmt.address_width)).tag)
 
 
+_MONOTONE_MUTANTS = {
+    "set_bounds": ("setbounds-unchecked",),
+    "set_address": ("precise-ignores-base",),
+    "increment_address": ("fast-region",),
+    "set_offset": ("fast-region",),
+    "copy_type": ("precise-ignores-base",),
+    "and_permissions": ("andperm-or",),
+    "set_flags": ("flags-wide",),
+    "seal": ("otype-wide",),
+    "conditional_seal": ("otype-wide",),
+    "unseal": ("otype-wide",),
+    "seal_entry": ("otype-wide",),
+    "build": ("build-ignores-permissions",),
+}
+_MONOTONE_LEMMAS = ("bounds.set.monotone", "bounds.set.rounds", "bounds.set.finer", "bounds.shape")
+
+
+def is_within(inner: Capability, outer: Capability) -> Any:
+    """Whether bounds and permissions of one capability are within those of another."""
+    base, top = outer.bounds
+    inner_base, inner_top = inner.bounds
+    return (base <= inner_base) & (inner_top <= top) & (inner.permissions & outer.permissions == inner.permissions)
+
+
+def _declare_monotone(name: str, derive: _Derivation) -> None:
+    lemmas = _MONOTONE_LEMMAS if name == "set_bounds" else ()
+
+    @theorem(
+        f"monotone.{name}",
+        f"What {name} tags has bounds and permissions within those of the sound capability that it was derived from.",
+        "CHERI ISAv9, monotonicity; cheriot: prop_setbounds_monotonic, prop_andperms; riscv: propSetBounds",
+        mutants=_MONOTONE_MUTANTS[name],
+        uses=lemmas,
+    )
+    def monotone(fmt: CapabilityFormat, given: Given) -> Any:
+        cap = given.sound_capability(fmt, "c")
+        other, number = given.capability(fmt, "other"), given.word("n", fmt.address_width)
+        if name in _NEEDS_SPLIT:
+            by_exponent(fmt, given, cap.meta)
+        result = derive(cap, other, number)
+        if lemmas:
+            _lean_on_monotonicity(fmt, given, cap, number, result)
+        return implies(result.tag, is_within(result, cap))
+
+
+def _lean_on_monotonicity(fmt: CapabilityFormat, given: Given, cap: Capability, length: Any, result: Capability) -> None:
+    """The four lemmas on what set_bounds makes of a capability."""
+    base, top = cap.address, cap.address + length
+    unit, parent = alignment_of(fmt, cap.meta), {"parent_base": cap.base, "parent_top": cap.top}
+    _field, finer, _exact = bounds.encode_bounds(fmt, base, top)
+    given.lean_on(fmt, "bounds.shape", c=cap)
+    given.lean_on(fmt, "bounds.set.finer", **parent, unit=unit, base=base, top=top)
+    given.lean_on(fmt, "bounds.set.rounds", base=base, top=top)
+    rounded = {"finer": finer, "new_base": result.base, "new_top": result.top}
+    given.lean_on(fmt, "bounds.set.monotone", **parent, unit=unit, base=base, top=top, **rounded)
+
+
 _INVARIANT_MUTANTS = {
     "set_bounds": ("setbounds-unchecked",),
     "set_address": ("precise-ignores-base",),
@@ -385,6 +442,7 @@ for _name, _derive in DERIVATIONS.items():
     if _name in _SEALED_MUTANTS:
         _declare_sealed(_name, _derive)
     _declare_invariant(_name, _derive)
+    _declare_monotone(_name, _derive)
 
 
 @theorem(

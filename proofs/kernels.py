@@ -18,7 +18,6 @@ from capvisor.model import bounds, capability
 from capvisor.model.bits import bit_length, not_, select
 from capvisor.model.capability import Capability
 from capvisor.proofs.bounds import by_exponent
-from capvisor.proofs.solve import SOLVERS
 from capvisor.proofs.symarray import SymArray, empty, lane, primitives, put, value, workspace
 from capvisor.proofs.theorem import Given, implies, is_sound, theorem
 from capvisor.spec.formats import CapabilityFormat, Permission
@@ -129,10 +128,9 @@ def _kernel(
     mutants: tuple[str, ...],
     statement: str = "",
     uses: tuple[str, ...] = (),
-    solvers: tuple[str, ...] = SOLVERS,
 ) -> Callable[[Any], Any]:
     text = statement or f"fastpath's {name} gives what the reference's {name} gives, for every input."
-    return theorem(f"kernels.{name}", text, _SOURCE, mutants=mutants, uses=uses, scope=_SCOPE, solvers=solvers)
+    return theorem(f"kernels.{name}", text, _SOURCE, mutants=mutants, uses=uses, scope=_SCOPE)
 
 
 # -- fastpath/bits.py ------------------------------------------------------------------------------------------------------
@@ -141,7 +139,6 @@ def _kernel(
 @_kernel(
     "floor_log2",
     mutants=("fast-log2-of-zero",),
-    solvers=("z3",),
     statement="fastpath's floor_log2, which goes through a float, is the number of the highest bit that is set, for every number "
     "below 2**52, and 0 for 0.",
 )

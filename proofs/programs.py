@@ -16,6 +16,7 @@ from capvisor.dsl.runner import ReferenceRun, numbered
 from capvisor.dsl.syntax import Any as AnyValue
 from capvisor.dsl.syntax import Assert, Instruction, Program
 from capvisor.model.memory import Granule
+from capvisor.proofs import contracts
 from capvisor.proofs.symbolic import SymBool, SymInt, Unfaithful, as_int, negate, term_of
 from capvisor.proofs.theorem import Given, Obligation, Replay, Theorem
 from capvisor.spec.formats import FORMATS
@@ -66,11 +67,12 @@ def _holds(program: Program, given: Given) -> Any:
     if not isinstance(given, Replay):
         run.hart.memory.store = ArrayStore(run.hart.format.address_width)
     passed: Any = True
-    for _line, statement in numbered(program):
-        if isinstance(statement, Assert):
-            passed = passed & evaluate(statement.condition, run)
-        elif isinstance(statement, Instruction):
-            passed = passed & _is_as_expected(run, statement)
+    with contracts.in_force(given):
+        for _line, statement in numbered(program):
+            if isinstance(statement, Assert):
+                passed = passed & evaluate(statement.condition, run)
+            elif isinstance(statement, Instruction):
+                passed = passed & _is_as_expected(run, statement)
     return passed
 
 
@@ -98,6 +100,7 @@ def obligation_of(program: Program) -> Obligation:
         statement,
         program.source,
         lambda _fmt, given: _holds(program, given),
+        uses=contracts.lemmas_for(each.name for each in program.statements if isinstance(each, Instruction)),
         formats=(fmt.name,),
         scope=f"the program's machine: {fmt.name}, {size} bytes of memory from {base:#x}, all values of its `any`s",
     )

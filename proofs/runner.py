@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import lru_cache
 from multiprocessing import get_context
@@ -59,6 +59,8 @@ class Settings:
 
     solvers: tuple[str, ...] = ("z3",)
     timeout_s: float = 120.0
+    rlimit: int = 0
+    """Z3's count of steps at which a question is given up, the same on every machine; 0 for none."""
     workers: int = 2
     cache: Cache | None = None
     dump: Path | None = None
@@ -70,10 +72,10 @@ def _queries(obligation_id: str) -> Queries:
     return queries(known[obligation_id] if obligation_id in known else programs.load(obligation_id))
 
 
-def _answer(obligation_id: str, label: str, solver: str, timeout_s: float) -> Answer:
+def _answer(obligation_id: str, label: str, solver: str, timeout_s: float, rlimit: int) -> Answer:
     """One question, in a worker process."""
     asked = _queries(obligation_id)
-    return solve.ask(solver, asked.conditions(label), asked.symbols, timeout_s)
+    return solve.ask(solver, asked.conditions(label), asked.symbols, timeout_s, rlimit)
 
 
 @dataclass
@@ -88,8 +90,7 @@ class _Pending:
     error: str = ""
 
     def questions(self, solvers: tuple[str, ...]) -> list[tuple[str, str]]:
-        able = [solver for solver in solvers if solver in self.obligation.theorem.solvers] or ["z3"]
-        return [(label, solver) for label in self.labels for solver in able]
+        return [(label, solver) for label in self.labels for solver in solvers]
 
     def is_complete(self, solvers: tuple[str, ...]) -> bool:
         return bool(self.error) or len(self.answers) == len(self.questions(solvers))
@@ -128,6 +129,42 @@ def with_lemmas(chosen: Iterable[Obligation]) -> list[Obligation]:
     return list(ordered.values())
 
 
+@dataclass(frozen=True)
+class _Question:
+    """One question that a worker has been asked, for the first or the second time."""
+
+    pending: _Pending
+    label: str
+    solver: str
+    attempt: int = 1
+
+
+class _Workers:
+    """Processes that answer questions; where one is killed, all are replaced."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"))
+
+    def submit(self, function: Callable[..., Answer], *arguments: Any) -> Future[Answer]:
+        try:
+            return self._pool.submit(function, *arguments)
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=False)
+            self._pool = self._new()
+            return self._pool.submit(function, *arguments)
+
+    def stop(self, *, at_once: bool) -> None:
+        """Let the processes end, at once where what they do isn't wanted any more."""
+        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        self._pool.shutdown(wait=not at_once, cancel_futures=True)
+        for process in processes if at_once else ():
+            process.terminate()
+
+
 class _Run:
     def __init__(
         self,
@@ -139,26 +176,21 @@ class _Run:
         self._versions = {solver: solve.version(solver) for solver in dict.fromkeys(("z3", *settings.solvers))}
         self._chosen = chosen
         self._outcomes: dict[str, Outcome] = {}
+        self._workers = _Workers(settings.workers)
+        self._waiting: dict[Future[Answer], _Question] = {}
 
     def run(self) -> tuple[list[Outcome], bool]:
         interrupted = False
         try:
-            waiting: dict[Future[Answer], tuple[_Pending, str, str]] = {}
-            with ProcessPoolExecutor(self._settings.workers, mp_context=get_context("spawn")) as pool:
-                try:
-                    for obligation in self._chosen:
-                        self._submit(obligation, pool, waiting)
-                        self._collect(waiting, timeout=0)
-                    while waiting:
-                        self._collect(waiting, timeout=None)
-                except BaseException:
-                    for future in waiting:
-                        future.cancel()
-                    for process in list((getattr(pool, "_processes", None) or {}).values()):
-                        process.terminate()
-                    raise
+            for obligation in self._chosen:
+                self._submit(obligation)
+                self._collect(timeout=0)
+            while self._waiting:
+                self._collect(timeout=None)
         except KeyboardInterrupt:
             interrupted = True
+        finally:
+            self._workers.stop(at_once=bool(self._waiting))
         self._hold_back()
         ids = [obligation.id for obligation in self._chosen]
         return [self._outcomes[each] for each in ids if each in self._outcomes], interrupted
@@ -179,7 +211,7 @@ class _Run:
     def _is_proved(self, name: str) -> bool:
         return name in self._outcomes and self._outcomes[name].verdict is Verdict.PROVED
 
-    def _submit(self, obligation: Obligation, pool: ProcessPoolExecutor, waiting: dict[Any, Any]) -> None:
+    def _submit(self, obligation: Obligation) -> None:
         """Build an obligation's questions; answer them from the cache, or have them answered."""
         try:
             asked = queries(obligation)
@@ -194,33 +226,40 @@ class _Run:
                 pending.answers[label, solver] = kept
                 pending.cached += 1
             else:
-                future = pool.submit(_answer, obligation.id, label, solver, self._settings.timeout_s)
-                waiting[future] = pending, label, solver
+                self._ask(_Question(pending, label, solver))
         if pending.is_complete(self._settings.solvers):
             self._finish(pending)
+
+    def _ask(self, question: _Question) -> None:
+        settings = self._settings
+        limits = settings.timeout_s, settings.rlimit
+        future = self._workers.submit(_answer, question.pending.obligation.id, question.label, question.solver, *limits)
+        self._waiting[future] = question
 
     def _key(self, pending: _Pending, label: str, solver: str) -> str:
         return f"{pending.key}:{label}:{self._versions[solver]}"
 
-    def _collect(self, waiting: dict[Any, tuple[_Pending, str, str]], timeout: float | None) -> None:
-        """Take what has been answered."""
-        done, _others = wait(list(waiting), timeout=timeout, return_when=FIRST_COMPLETED)
+    def _collect(self, timeout: float | None) -> None:
+        """Take what has been answered. What a worker was asked that was killed is asked once more."""
+        done, _others = wait(list(self._waiting), timeout=timeout, return_when=FIRST_COMPLETED)
         for future in done:
-            pending, label, solver = waiting.pop(future)
-            if future.cancelled():
-                continue
+            question = self._waiting.pop(future)
+            pending, label, solver = question.pending, question.label, question.solver
             try:
                 answer = future.result()
                 if self._settings.cache:
                     self._settings.cache.put(self._key(pending, label, solver), answer)
             except BrokenProcessPool:
+                if question.attempt == 1:
+                    self._ask(replace(question, attempt=2))
+                    continue
                 answer = Answer("unknown", 0.0, reason="a worker process was killed (out of memory?)")
             except Exception as error:
                 answer = Answer("unknown", 0.0, reason=f"{type(error).__name__}: {error}")
                 pending.error = pending.error or answer.reason
-            complete = pending.is_complete(self._settings.solvers)
+            was_complete = pending.is_complete(self._settings.solvers)
             pending.answers[label, solver] = answer
-            if not complete and pending.is_complete(self._settings.solvers):
+            if not was_complete and pending.is_complete(self._settings.solvers):
                 self._finish(pending)
 
     def _dump(self, obligation: Obligation, asked: Queries) -> None:
@@ -232,8 +271,7 @@ class _Run:
             path.write_text(solve.smtlib(asked.conditions(label), expected))
 
     def _finish(self, pending: _Pending) -> None:
-        asked = dict.fromkeys(solver for _label, solver in pending.questions(self._settings.solvers))
-        outcome = _judge(pending, tuple(self._versions[solver] for solver in asked))
+        outcome = _judge(pending, tuple(self._versions[solver] for solver in self._settings.solvers))
         self._outcomes[pending.obligation.id] = outcome
         self._finished(outcome)
 

@@ -38,20 +38,26 @@ def version(solver: str) -> str:
 def smtlib(conditions: tuple[z3.BoolRef, ...], status: str = "unknown") -> str:
     """A question as SMT-LIB 2, with the answer that is expected of it."""
     solver = z3.Solver()
-    solver.add(*(z3.simplify(condition) for condition in conditions))
+    solver.add(*(z3.simplify(condition) for condition in _standard(conditions)))
     text = str(solver.to_smt2())
     logic = "QF_BV" if _only_bits(conditions) else "ALL"
     return f"(set-logic {logic})\n(set-info :status {status})\n" + text.replace("(set-info :status unknown)\n", "")
 
 
-def ask(solver: str, conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
-    """Whether some values of the symbols satisfy all conditions."""
-    return {"z3": _ask_z3, "bitwuzla": _ask_bitwuzla}[solver](conditions, symbols, timeout_s)
+Symbols = dict[str, z3.ExprRef]
 
 
-def _ask_z3(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
+def ask(solver: str, conditions: tuple[z3.BoolRef, ...], symbols: Symbols, timeout_s: float, rlimit: int = 0) -> Answer:
+    """Whether some values of the symbols satisfy all conditions; `rlimit` bounds Z3's steps, where it isn't 0."""
+    if solver == "z3":
+        return _ask_z3(conditions, symbols, timeout_s, rlimit)
+    return _ask_bitwuzla(conditions, symbols, timeout_s)
+
+
+def _ask_z3(conditions: tuple[z3.BoolRef, ...], symbols: Symbols, timeout_s: float, rlimit: int) -> Answer:
     solver = z3.SolverFor("QF_BV") if _only_bits(conditions) else z3.Solver()
     solver.set("timeout", max(1, int(timeout_s * 1000)))
+    solver.set("rlimit", rlimit)
     solver.add(*conditions)
     start = time.perf_counter()
     result = solver.check()
@@ -68,6 +74,27 @@ def _ask_z3(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], 
     return Answer("sat", seconds, values)
 
 
+def _standard(conditions: tuple[z3.BoolRef, ...]) -> tuple[z3.BoolRef, ...]:
+    """The conditions without the bits of a float, for which SMT-LIB has no function: they are any bits that give that float.
+
+    That is the same as long as the float isn't NaN, which none of the fast path's is.
+    """
+    floats: dict[int, z3.ExprRef] = {}
+    pending: list[z3.ExprRef] = list(conditions)
+    seen: set[int] = set()
+    while pending:
+        term = pending.pop()
+        if term.get_id() in seen:
+            continue
+        seen.add(term.get_id())
+        pending += term.children()
+        if z3.is_app_of(term, z3.Z3_OP_FPA_TO_IEEE_BV):
+            floats[term.get_id()] = term
+    replaced = [(term, z3.BitVec(f"bits_of_float_{number}", term.size())) for number, term in enumerate(floats.values())]
+    means = (z3.fpBVToFP(bits, term.arg(0).sort()) == term.arg(0) for term, bits in replaced)
+    return tuple(z3.substitute(condition, *replaced) for condition in (*conditions, *means))
+
+
 def _only_bits(conditions: tuple[z3.BoolRef, ...]) -> bool:
     """Whether there is nothing but bit-vectors and truth values in them."""
     goal = z3.Goal()
@@ -75,7 +102,7 @@ def _only_bits(conditions: tuple[z3.BoolRef, ...]) -> bool:
     return bool(z3.Probe("is-qfbv")(goal))
 
 
-def _ask_bitwuzla(conditions: tuple[z3.BoolRef, ...], symbols: dict[str, z3.ExprRef], timeout_s: float) -> Answer:
+def _ask_bitwuzla(conditions: tuple[z3.BoolRef, ...], symbols: Symbols, timeout_s: float) -> Answer:
     import bitwuzla
 
     options = bitwuzla.Options()

@@ -144,7 +144,7 @@ class Drawn(Given):
     def __init__(self, seed: str) -> None:
         super().__init__()
         self._random = random.Random(seed)
-        self._given: list[int] = [0]
+        self._given: dict[str, int] = {"": 0}
 
     def word(self, name: str, bits: int) -> int:
         """A number of so many bits: any, a short one, one with a run of ones, or near another that was given."""
@@ -156,15 +156,16 @@ class Drawn(Given):
         elif kind == 1:
             number = (1 << draw.randint(0, bits)) - draw.randrange(3)
         elif kind == 2:
-            number = draw.choice(self._given) + draw.choice((-1, 0, 0, 1, 8, number >> bits // 2))
+            number = draw.choice(list(self._given.values())) + draw.choice((-1, 0, 0, 1, 8, number >> bits // 2))
         elif kind == 3:
             number = number << draw.randrange(bits)
-        self._given.append(number & mask)
+        self._given[name] = number & mask
         return number & mask
 
     def flag(self, name: str) -> bool:
         """A truth value, more often true: tags are what matters."""
-        return self._random.random() < 0.8
+        self._given[name] = self._random.random() < 0.8
+        return bool(self._given[name])
 
     def capability(self, fmt: CapabilityFormat, name: str) -> Capability:
         """Any bits, or what a few derivations make of the root."""
@@ -177,14 +178,14 @@ class Drawn(Given):
         if draw.random() < 0.4:
             cap = capability.and_permissions(cap, self.word(name, width))
         if draw.random() < 0.3:
-            types = (fmt.otype_sentry, fmt.max_otype, draw.randrange(fmt.max_otype), cap.address, self._given[1])
+            types = (fmt.otype_sentry, fmt.max_otype, draw.randrange(fmt.max_otype), cap.address)
             cap = capability.set_otype(cap, draw.choice(types))
-        self._given += [cap.meta, cap.otype, cap.base]
+        self._given |= {f"{name}_meta": cap.meta, f"{name}_otype": cap.otype, f"{name}_base": cap.base}
         return cap.with_tag(self.flag(name))
 
 
 def theorems_for(change: Change) -> list[Obligation]:
-    """The obligations that may notice a change, those that are named after the function first, the narrow format's before."""
+    """The obligations that may notice a change, those named after the function first, of cc64 before cc128."""
     fast = change.module.startswith("capvisor.fastpath")
     chosen = [each for each in obligations().values() if each.theorem.holds and each.theorem.mutants]
     chosen = [each for each in chosen if each.theorem.id.startswith("kernels.") == fast]

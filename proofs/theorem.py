@@ -15,7 +15,6 @@ import z3
 from capvisor.model import bounds
 from capvisor.model.capability import Capability
 from capvisor.proofs import symbolic
-from capvisor.proofs.solve import SOLVERS
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 
 
@@ -26,6 +25,7 @@ class Given:
         self.symbols: dict[str, z3.ExprRef] = {}
         self.assumptions: list[Any] = []
         self.cases: list[Any] = []
+        self.leant_on: set[str] = set()
 
     def word(self, name: str, bits: int) -> Any:
         """Any number of so many bits."""
@@ -44,6 +44,20 @@ class Given:
     def split(self, conditions: Sequence[Any]) -> None:
         """Cases in which the goal is to be proved one by one; that they cover everything is proved too."""
         self.cases = list(conditions)
+
+    def lean_on(self, fmt: CapabilityFormat, name: str, **values: Any) -> None:
+        """Suppose what the theorem of that name says of some values: words by name, and capabilities.
+
+        Its own claim is executed on them, so that what is supposed is what is proved. A theorem that leans on another names
+        it in its `uses`.
+        """
+        instance = _Instance(values)
+        goal = THEOREMS[name].claim(fmt, instance)
+        self.leant_on.add(name)
+        supposed: Any = True
+        for condition in instance.assumptions:
+            supposed = supposed & condition
+        self.assume(implies(supposed, goal))
 
     # -- capabilities ----------------------------------------------------------------------------------------------------
 
@@ -75,6 +89,30 @@ class Replay(Given):
     def flag(self, name: str) -> Any:
         """The truth value of that name."""
         return bool(self._values[name])
+
+
+class _Instance(Given):
+    """Gives a lemma the values that it is to be applied to."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__()
+        self._values = values
+
+    def word(self, name: str, bits: int) -> Any:
+        """The value of that name, supposed to have so many bits at most."""
+        value = self._values[name]
+        self.assume((value >= 0) & (value < 1 << bits))
+        return value
+
+    def flag(self, name: str) -> Any:
+        """The truth value of that name."""
+        return self._values[name]
+
+    def capability(self, fmt: CapabilityFormat, name: str) -> Capability:
+        """The capability of that name."""
+        cap: Capability = self._values[name]
+        assert cap.format is fmt
+        return cap
 
 
 def is_sound(cap: Capability) -> Any:
@@ -127,8 +165,6 @@ class Theorem:
     uses: tuple[str, ...] = ()
     formats: tuple[str, ...] = tuple(FORMATS)
     scope: str = "all values at full width"
-    solvers: tuple[str, ...] = SOLVERS
-    """The solvers that can be asked: some of the terms for floats are Z3's own."""
 
 
 @dataclass(frozen=True)
@@ -162,14 +198,13 @@ def theorem(
     uses: tuple[str, ...] = (),
     formats: tuple[str, ...] = tuple(FORMATS),
     scope: str = "all values at full width",
-    solvers: tuple[str, ...] = SOLVERS,
 ) -> Callable[[Claim], Claim]:
     """Declare a claim to be a theorem."""
 
     def declare(claim: Claim) -> Claim:
         if name in THEOREMS:
             raise ValueError(f"two theorems are called {name}")
-        THEOREMS[name] = Theorem(name, statement, source, claim, holds, mutants, uses, formats, scope, solvers)
+        THEOREMS[name] = Theorem(name, statement, source, claim, holds, mutants, uses, formats, scope)
         return claim
 
     return declare
@@ -226,6 +261,9 @@ def queries(obligation: Obligation) -> Queries:
 
     paths = symbolic.explore(run, most=500)
     given = attempts[0]
+    undeclared = given.leant_on - set(obligation.theorem.uses)
+    if undeclared:
+        raise ValueError(f"{obligation.theorem.id} leans on {', '.join(sorted(undeclared))} without naming it in `uses`")
     # On each path, what had to hold for it implies its own goal.
     goals = [z3.Implies(z3.And(*path.conditions), symbolic.term_of(path.result)) for path in paths]
     return Queries(

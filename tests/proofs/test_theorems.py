@@ -1,6 +1,11 @@
 """The theorems hold, say something, and have teeth. The slow ones, and all of cc128, are `make prove`'s."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,3 +223,53 @@ def test_the_command_shows_teeth_and_what_leans_on_what(capsys) -> None:
     assert command.status_of(["prove", "--dependencies", "bounds.set.monotone.cc64"]) == Status.OK
     out = capsys.readouterr().out
     assert "bounds.set.monotone.cc64" in out and "bounds.set.finer.cc64" in out
+
+
+def test_a_bound_on_steps_makes_a_question_unknown_everywhere_alike() -> None:
+    (outcome,), _interrupted = prove([obligations()["bounds.set.exact.cc64"]], Settings(rlimit=1000))
+    assert outcome.verdict is Verdict.UNKNOWN and "resource limit" in outcome.reason
+
+
+def _die(*_arguments: object) -> Answer:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_questions_of_a_killed_worker_are_asked_again() -> None:
+    run = runner._Run(with_lemmas(FEW[:2]), Settings(), lambda outcome: None)
+    run._workers.submit(_die)
+    outcomes, interrupted = run.run()
+    assert not interrupted and len(outcomes) == 2 and all(outcome.as_expected for outcome in outcomes)
+
+
+def test_a_question_that_kills_its_worker_twice_is_unknown(monkeypatch) -> None:
+    monkeypatch.setattr(runner, "_answer", _die)
+    outcomes, interrupted = prove(FEW[:1], Settings())
+    assert not interrupted and outcomes[0].verdict is Verdict.UNKNOWN
+    assert "a worker process was killed" in outcomes[0].reason
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
+    arguments = [
+        "bounds.null",
+        "bounds.set.tightest",
+        "--workers",
+        "1",
+        "--state",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "j"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capvisor", "prove", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not any(tmp_path.glob("*.sqlite")):
+        time.sleep(0.1)
+    while time.monotonic() < deadline and len(Cache(tmp_path)) < 5:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 2 and "Traceback" not in err
+    assert "interrupted: what was answered is kept" in out and "bounds.null.cc64" in out
+    assert [each["id"] for each in json.loads((tmp_path / "j").read_text())["obligations"]][:1] == ["bounds.null.cc128"]

@@ -1,0 +1,31 @@
+"""Results as JUnit XML, as build servers read them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
+
+
+@dataclass(frozen=True)
+class Case:
+    """One result: its group and name, how long it took, and what is wrong with it, if anything is."""
+
+    group: str
+    name: str
+    seconds: float
+    message: str = ""
+    is_error: bool = False
+    """Whether nobody knows, rather than that it failed."""
+
+
+def junit_xml(suite_name: str, cases: Iterable[Case]) -> str:
+    """A test suite as text."""
+    suite = TestSuite(suite_name)
+    for each in cases:
+        case = TestCase(each.name, each.group, round(each.seconds, 3))
+        if each.message:
+            case.result = [(Error if each.is_error else Failure)(each.message)]
+        suite.add_testcase(case)
+    document = JUnitXml(f"capvisor {suite_name}")
+    document.add_testsuite(suite)
+    return str(document.tostring().decode())
