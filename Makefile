@@ -1,6 +1,6 @@
 # `make` alone lists the verbs. Each does all the set-up it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check prove bench docs lock clean
+.PHONY: help install demo test check prove teeth bench docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,10 @@ check: $(STAMP) ## lint, types and the architecture of imports
 
 prove: $(STAMP) ## prove every theorem, for both formats (minutes; kept answers make the next run quick)
 	$(BIN)/capvisor prove --all
+
+teeth: $(STAMP) ## break the code in every way that is listed or found, and see a theorem fall (minutes)
+	$(BIN)/capvisor prove --all --teeth
+	$(BIN)/capvisor prove --sweep
 
 bench: $(STAMP) ## measure the reference and the fast path
 	$(BIN)/capvisor bench

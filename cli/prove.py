@@ -107,7 +107,7 @@ def prove(
     settings = Settings(solvers, timeout, rlimit, workers, cache, dump_smt)
     start = time.perf_counter()
     try:
-        with progress("obligations", len(chosen)) as advance:
+        with progress("obligations", len(with_lemmas(chosen))) as advance:
             outcomes, interrupted = prove_obligations(chosen, settings, lambda _outcome: advance(1))
     except solve.SolverMissing as error:
         raise InputError(str(error)) from None

@@ -73,6 +73,35 @@ def memory_form(fmt: CapabilityFormat, given: Given) -> Any:
 
 
 @theorem(
+    "bounds.types",
+    "What is decoded depends on nothing of meta but the bounds, and not on more bits of it than a base and a top have; what is "
+    "encoded is nothing but bounds.",
+    "CHERI Concentrate, section 4; lemma for contracts",
+    mutants=("validity-of-perms",),
+)
+def types(fmt: CapabilityFormat, given: Given) -> Any:
+    meta, address, n = (given.word(name, fmt.address_width) for name in ("meta", "address", "n"))
+    alone = meta & fmt.bounds.in_place
+    base, top = bounds.decode_bounds(fmt, meta, address)
+    other_base, other_top = bounds.decode_bounds(fmt, alone, address)
+    start, end = given.word("base", fmt.address_width), given.word("top", fmt.address_width + 1)
+    field, alignment, _exact = bounds.encode_bounds(fmt, start, end)
+    return (
+        (base == other_base)
+        & (top == other_top)
+        & (base <= fmt.address_mask)
+        & (top <= fmt.length_mask)
+        & (bounds.bounds_are_valid(fmt, meta) == bounds.bounds_are_valid(fmt, alone))
+        & (
+            bounds.increment_is_representable(fmt, meta, address, n)
+            == bounds.increment_is_representable(fmt, alone, address, n)
+        )
+        & (field & ~fmt.bounds.in_place == 0)
+        & (alignment < 1 << 7)
+    )
+
+
+@theorem(
     "bounds.ordered",
     "Valid bounds bits have base <= top, at every address.",
     "riscv: propBaseLeqTop; cheriot: prop_base_lteq_top (there switched off: false for words that aren't valid)",
@@ -170,24 +199,6 @@ def set_rest(fmt: CapabilityFormat, given: Given) -> Any:
     after, _exact = bounds.set_bounds(fmt, before, base, top)
     mask = fmt.address_mask & ~fmt.bounds.in_place
     return before & mask == after & mask
-
-
-@theorem(
-    "bounds.set.tightest",
-    "No valid encoding, at whatever address, lies within the bounds that set_bounds gives, covers the request and is tighter.",
-    "cheriot: prop_setbounds_precise",
-    mutants=("set-top-rounded-twice",),
-)
-def set_tightest(fmt: CapabilityFormat, given: Given) -> Any:
-    requested_base, requested_top = request(fmt, given)
-    meta, _exact = bounds.set_bounds(fmt, fmt.null_meta, requested_base, requested_top)
-    base, top = bounds.decode_bounds(fmt, meta, requested_base)
-    other = given.word("other_meta", fmt.address_width)
-    given.assume(bounds.bounds_are_valid(fmt, other))
-    other_base, other_top = bounds.decode_bounds(fmt, other, given.word("other_address", fmt.address_width))
-    by_exponent(fmt, given, other)
-    inside = (other_base >= base) & (other_base <= requested_base) & (other_top >= requested_top) & (other_top <= top)
-    return implies(inside, (other_base == base) & (other_top == top))
 
 
 # -- monotonicity, by lemmas: as one question it takes minutes ---------------------------------------------------------
@@ -297,6 +308,88 @@ def set_monotone_directly(fmt: CapabilityFormat, given: Given) -> Any:
     meta, _exact = bounds.set_bounds(fmt, cap.meta, base, top)
     new_base, new_top = bounds.decode_bounds(fmt, meta, base)
     return (parent_base <= new_base) & (new_top <= parent_top)
+
+
+@theorem(
+    "bounds.set.no_tighter",
+    "What is rounded outwards to some unit is covered by no bounds of a coarser unit, or the same, that lie within it and are "
+    "tighter.",
+    "CHERI Concentrate, section 4.1; lemma for bounds.set.tightest",
+    scope="all values at full width; the bounds, the units and the rounded bounds are any that satisfy the lemmas",
+)
+def set_no_tighter(fmt: CapabilityFormat, given: Given) -> Any:
+    width = fmt.address_width
+    base, top = request(fmt, given)
+    unit, finer = given.word("unit", 7), given.word("finer", 7)
+    new_base, new_top = given.word("new_base", width), given.word("new_top", width + 1)
+    given.assume((finer <= unit) & (unit <= fmt.max_exponent + fmt.exponent_low_width))
+    given.assume(is_rounded(base, top, finer, new_base, new_top))
+    other_base, other_top = given.word("other_base", width), given.word("other_top", width + 1)
+    given.assume(is_shaped(fmt, other_base, other_top, unit))
+    inside = (other_base >= new_base) & (other_base <= base) & (other_top >= top) & (other_top <= new_top)
+    return implies(inside, (other_base == new_base) & (other_top == new_top))
+
+
+@theorem(
+    "bounds.set.tightest",
+    "No valid encoding, at whatever address, lies within the bounds that set_bounds gives, covers the request and is tighter.",
+    "cheriot: prop_setbounds_precise",
+    uses=(
+        "bounds.set.no_tighter",
+        "bounds.set.rounds",
+        "bounds.set.finer",
+        "bounds.set.top",
+        "bounds.shape",
+        "bounds.ordered",
+        "bounds.types",
+    ),
+)
+def set_tightest(fmt: CapabilityFormat, given: Given) -> Any:
+    requested_base, requested_top, base, top, other = _tightest(fmt, given)
+    other_base, other_top = other.bounds
+    wanted = {"base": requested_base, "top": requested_top}
+    unit = alignment_of(fmt, other.meta)
+    _field, finer, _exact = bounds.encode_bounds(fmt, requested_base, requested_top)
+    given.lean_on(fmt, "bounds.ordered", meta=other.meta, address=other.address)
+    given.lean_on(fmt, "bounds.shape", c=other.with_meta(other.meta & ~fmt.reserved.in_place))
+    for meta in (other.meta, other.meta & ~fmt.reserved.in_place):
+        given.lean_on(fmt, "bounds.types", meta=meta, address=other.address, n=0, **wanted)
+    given.lean_on(fmt, "bounds.set.top", meta=fmt.null_meta, **wanted)
+    given.lean_on(fmt, "bounds.set.finer", parent_base=other_base, parent_top=other_top, unit=unit, **wanted)
+    given.lean_on(fmt, "bounds.set.rounds", **wanted)
+    bounds_of = {"new_base": base, "new_top": top, "other_base": other_base, "other_top": other_top}
+    given.lean_on(fmt, "bounds.set.no_tighter", unit=unit, finer=finer, **wanted, **bounds_of)
+    return _is_tightest(requested_base, requested_top, base, top, other)
+
+
+@theorem(
+    "bounds.set.tightest_directly",
+    "The same without lemmas: a check of how the lemmas fit together.",
+    "as bounds.set.tightest",
+    formats=("cc64",),
+    mutants=("set-top-rounded-twice",),
+)
+def set_tightest_directly(fmt: CapabilityFormat, given: Given) -> Any:
+    *numbers, other = _tightest(fmt, given)
+    by_exponent(fmt, given, other.meta)
+    return _is_tightest(*numbers, other)
+
+
+def _tightest(fmt: CapabilityFormat, given: Given) -> tuple[Any, Any, Any, Any, capability.Capability]:
+    """A request, the bounds that set_bounds gives it, and any valid encoding."""
+    requested_base, requested_top = request(fmt, given)
+    meta, _exact = bounds.set_bounds(fmt, fmt.null_meta, requested_base, requested_top)
+    base, top = bounds.decode_bounds(fmt, meta, requested_base)
+    other = given.word("other_meta", fmt.address_width)
+    given.assume(bounds.bounds_are_valid(fmt, other))
+    cap = capability.Capability(fmt, True, other, given.word("other_address", fmt.address_width))
+    return requested_base, requested_top, base, top, cap
+
+
+def _is_tightest(requested_base: Any, requested_top: Any, base: Any, top: Any, other: capability.Capability) -> Any:
+    other_base, other_top = other.bounds
+    inside = (other_base >= base) & (other_base <= requested_base) & (other_top >= requested_top) & (other_top <= top)
+    return implies(inside, (other_base == base) & (other_top == top))
 
 
 @theorem(

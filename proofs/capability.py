@@ -374,10 +374,11 @@ def is_within(inner: Capability, outer: Capability) -> Any:
 
 def _declare_monotone(name: str, derive: _Derivation) -> None:
     lemmas = _MONOTONE_LEMMAS if name == "set_bounds" else ()
+    moves = ", and the very same where it only moves" if name in _NEEDS_SPLIT else ""
 
     @theorem(
         f"monotone.{name}",
-        f"What {name} tags has bounds and permissions within those of the sound capability that it was derived from.",
+        f"What {name} tags has bounds and permissions within those of the sound capability that it was derived from{moves}.",
         "CHERI ISAv9, monotonicity; cheriot: prop_setbounds_monotonic, prop_andperms; riscv: propSetBounds",
         mutants=_MONOTONE_MUTANTS[name],
         uses=lemmas,
@@ -390,7 +391,8 @@ def _declare_monotone(name: str, derive: _Derivation) -> None:
         result = derive(cap, other, number)
         if lemmas:
             _lean_on_monotonicity(fmt, given, cap, number, result)
-        return implies(result.tag, is_within(result, cap))
+        kept = (result.base == cap.base) & (result.top == cap.top) if moves else True
+        return implies(result.tag, is_within(result, cap) & kept)
 
 
 def _lean_on_monotonicity(fmt: CapabilityFormat, given: Given, cap: Capability, length: Any, result: Capability) -> None:

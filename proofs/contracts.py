@@ -1,19 +1,27 @@
 """Theorems about the reference's functions that stand by wherever those functions are called.
 
-While contracts are in force, every derivation of a capability brings its theorems along, said of the values at hand: what was
-tagged is sound, and within what it was derived from. They are consequences of the code, so that nothing new is supposed; the
-solver need not find them out again.
+While contracts are in force, every derivation of a capability brings its theorems along, said of the values at hand: what
+was tagged is sound, and within what it was derived from. They are consequences of the code, so that nothing new is supposed;
+the solver need not find them out again.
+
+For an abstract `Given`, moreover, the functions of bounds are executed no more: each is any function of its arguments at
+all, the same wherever it is called, of which only those theorems are known. What is proved so holds of the real functions
+too; what isn't says nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from capvisor.model import capability
+import z3
+
+from capvisor.model import bounds, capability
 from capvisor.model.capability import Capability
 from capvisor.model.machine import RULES
 from capvisor.proofs.capability import DERIVATIONS
+from capvisor.proofs.symbolic import SymBool, SymInt, as_int
 from capvisor.proofs.theorem import Given
+from capvisor.spec.formats import CapabilityFormat
 
 _LEMMAS = ("invariant", "monotone")
 
@@ -26,13 +34,54 @@ def lemmas_for(operations: Iterable[str]) -> tuple[str, ...]:
         for name in set(pending.pop().co_names) & set(DERIVATIONS) - called:
             called.add(name)
             pending.append(getattr(capability, name).__code__)
-    return tuple(f"{lemma}.{name}" for name in DERIVATIONS if name in called for lemma in _LEMMAS)
+    derivations = (f"{lemma}.{name}" for name in DERIVATIONS if name in called for lemma in _LEMMAS)
+    return (*_BOUNDS_LEMMAS, *derivations)
+
+
+def _unknown(name: str, fmt: CapabilityFormat, arguments: Sequence[Any], widths: Sequence[int]) -> tuple[Any, ...]:
+    """Results of so many bits (0 for a truth value) of a function that nothing is known of."""
+    terms = [as_int(argument).at(fmt.address_width + 1) for argument in arguments]
+    results: list[Any] = []
+    for number, width in enumerate(widths):
+        sort = z3.BitVecSort(width) if width else z3.BoolSort()
+        function = z3.Function(f"{name}_{number}_{fmt.name}", *(term.sort() for term in terms), sort)
+        term = function(*terms)
+        results.append(SymInt(z3.ZeroExt(1, term), 0, (1 << width) - 1) if width else SymBool(term))
+    return tuple(results)
+
+
+def _is_known(*arguments: Any) -> bool:
+    return all(isinstance(argument, int) for argument in arguments)
+
+
+def _abstract(name: str, widths: Callable[[CapabilityFormat], Sequence[int]], *, of_meta: bool) -> Callable[..., Any]:
+    """A function of bounds of which only the type is kept; one `of_meta` sees nothing of meta but the bounds."""
+    original = getattr(bounds, name)
+
+    def call(fmt: CapabilityFormat, first: Any, *rest: Any) -> Any:
+        if _is_known(first) if of_meta else _is_known(first, *rest):
+            return original(fmt, first, *rest)
+        arguments = (first & fmt.bounds.in_place if of_meta else first, *rest)
+        results = _unknown(name, fmt, arguments, widths(fmt))
+        return results if len(results) > 1 else results[0]
+
+    return call
+
+
+_ABSTRACT: dict[str, Callable[..., Any]] = {
+    "decode_bounds": _abstract("decode_bounds", lambda fmt: (fmt.address_width, fmt.address_width + 1), of_meta=True),
+    "bounds_are_valid": _abstract("bounds_are_valid", lambda fmt: (0,), of_meta=True),
+    "increment_is_representable": _abstract("increment_is_representable", lambda fmt: (0,), of_meta=True),
+    "encode_bounds": _abstract("encode_bounds", lambda fmt: (fmt.bounds.in_place.bit_length(), 7, 0), of_meta=False),
+}
+_BOUNDS_LEMMAS = ("bounds.types",)
 
 
 @contextmanager
 def in_force(given: Given) -> Iterator[None]:
     """Let every derivation tell `given` what its theorems say of it."""
     originals = {name: getattr(capability, name) for name in DERIVATIONS}
+    concrete = {name: getattr(bounds, name) for name in _ABSTRACT}
     within: list[str] = []
 
     def contracted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +100,10 @@ def in_force(given: Given) -> Iterator[None]:
         return call
 
     vars(capability).update({name: contracted(name, original) for name, original in originals.items()})
+    if given.is_abstract:
+        vars(bounds).update(_ABSTRACT)
     try:
         yield
     finally:
         vars(capability).update(originals)
+        vars(bounds).update(concrete)

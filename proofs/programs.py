@@ -7,50 +7,19 @@ about the program's own machine; registers and memory start as the machine says,
 from pathlib import Path
 from typing import Any
 
-import z3
-
 from capvisor.dsl.draw import Names
 from capvisor.dsl.evaluate import evaluate, memory_of
 from capvisor.dsl.parser import parse
 from capvisor.dsl.runner import ReferenceRun, numbered
 from capvisor.dsl.syntax import Any as AnyValue
 from capvisor.dsl.syntax import Assert, Instruction, Program
-from capvisor.model.memory import Granule
 from capvisor.proofs import contracts
-from capvisor.proofs.symbolic import SymBool, SymInt, Unfaithful, as_int, negate, term_of
+from capvisor.proofs.memory import ArrayStore
+from capvisor.proofs.symbolic import negate
 from capvisor.proofs.theorem import Given, Obligation, Replay, Theorem
 from capvisor.spec.formats import FORMATS
 
 SUFFIX = ".cap"
-_INDEX_BITS = 64
-
-
-class ArrayStore:
-    """Granules of a symbolic memory, all empty at first: arrays from a granule's index to its tag and halves."""
-
-    def __init__(self, address_width: int) -> None:
-        index, half = z3.BitVecSort(_INDEX_BITS), z3.BitVecVal(0, address_width)
-        self._width = address_width
-        self._tags = z3.K(index, z3.BoolVal(False))
-        self._upper, self._lower = z3.K(index, half), z3.K(index, half)
-
-    def get(self, index: Any) -> Granule:
-        """The granule at an index."""
-        at = as_int(index).at(_INDEX_BITS)
-        mask = (1 << self._width) - 1
-        upper, lower = (SymInt(z3.ZeroExt(1, array[at]), 0, mask) for array in (self._upper, self._lower))
-        return Granule(SymBool(self._tags[at]), upper, lower)  # type: ignore[arg-type]
-
-    def set(self, index: Any, granule: Granule) -> None:
-        """Replace the granule at an index."""
-        at = as_int(index).at(_INDEX_BITS)
-        self._tags = z3.Store(self._tags, at, term_of(granule.tag))
-        self._upper = z3.Store(self._upper, at, as_int(granule.upper).at(self._width))
-        self._lower = z3.Store(self._lower, at, as_int(granule.lower).at(self._width))
-
-    def map(self, function: Any) -> None:
-        """No operation of the language sweeps memory."""
-        raise Unfaithful(f"a sweep of a symbolic memory with {function}")
 
 
 def _holds(program: Program, given: Given) -> Any:
@@ -102,6 +71,7 @@ def obligation_of(program: Program) -> Obligation:
         lambda _fmt, given: _holds(program, given),
         uses=contracts.lemmas_for(each.name for each in program.statements if isinstance(each, Instruction)),
         formats=(fmt.name,),
+        has_contracts=True,
         scope=f"the program's machine: {fmt.name}, {size} bytes of memory from {base:#x}, all values of its `any`s",
     )
     return Obligation(theorem, fmt)

@@ -75,6 +75,10 @@ def _queries(obligation_id: str) -> Queries:
 def _answer(obligation_id: str, label: str, solver: str, timeout_s: float, rlimit: int) -> Answer:
     """One question, in a worker process."""
     asked = _queries(obligation_id)
+    if asked.abstract is not None and label == "0":
+        answer = solve.ask(solver, asked.abstract, {}, timeout_s / 4, rlimit)
+        if answer.result == "unsat":
+            return answer
     return solve.ask(solver, asked.conditions(label), asked.symbols, timeout_s, rlimit)
 
 
@@ -221,7 +225,7 @@ class _Run:
         pending = _Pending(obligation, asked.key(), asked.labels)
         self._dump(obligation, asked)
         for label, solver in pending.questions(self._settings.solvers):
-            kept = self._settings.cache.get(self._key(pending, label, solver)) if self._settings.cache else None
+            kept = self._settings.cache.get(self._key(pending, label, solver)) if self._settings.cache is not None else None
             if kept is not None:
                 pending.answers[label, solver] = kept
                 pending.cached += 1
@@ -247,7 +251,7 @@ class _Run:
             pending, label, solver = question.pending, question.label, question.solver
             try:
                 answer = future.result()
-                if self._settings.cache:
+                if self._settings.cache is not None:
                     self._settings.cache.put(self._key(pending, label, solver), answer)
             except BrokenProcessPool:
                 if question.attempt == 1:

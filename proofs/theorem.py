@@ -21,7 +21,9 @@ from capvisor.spec.formats import FORMATS, CapabilityFormat
 class Given:
     """Where a claim gets its values from, and to which it says its assumptions. This one gives symbolic values."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_abstract: bool = False) -> None:
+        self.is_abstract = is_abstract
+        """Whether contracts are to stand for functions, rather than by them."""
         self.symbols: dict[str, z3.ExprRef] = {}
         self.assumptions: list[Any] = []
         self.cases: list[Any] = []
@@ -108,6 +110,9 @@ class _Instance(Given):
         """The truth value of that name."""
         return self._values[name]
 
+    def lean_on(self, fmt: CapabilityFormat, name: str, **values: Any) -> None:
+        """Nothing: the lemma holds, whatever it leans on itself."""
+
     def capability(self, fmt: CapabilityFormat, name: str) -> Capability:
         """The capability of that name."""
         cap: Capability = self._values[name]
@@ -165,6 +170,8 @@ class Theorem:
     uses: tuple[str, ...] = ()
     formats: tuple[str, ...] = tuple(FORMATS)
     scope: str = "all values at full width"
+    has_contracts: bool = False
+    """Whether the claim is first to be tried with contracts in place of functions (`contracts`)."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +236,8 @@ class Queries:
     assumptions: tuple[z3.BoolRef, ...]
     cases: tuple[z3.BoolRef, ...]
     refuted: z3.BoolRef
+    abstract: tuple[z3.BoolRef, ...] | None = None
+    """Conditions that hold wherever the goal is refuted, with contracts in place of functions: if they can't, it isn't."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -253,25 +262,35 @@ class Queries:
 
 def queries(obligation: Obligation) -> Queries:
     """Execute an obligation's claim on symbolic values, along all its paths."""
-    attempts: list[Given] = []
-
-    def run() -> Any:
-        attempts.append(Given())
-        return obligation.theorem.claim(obligation.format, attempts[-1])
-
-    paths = symbolic.explore(run, most=500)
-    given = attempts[0]
+    given, refuted = _execute(obligation, is_abstract=False)
     undeclared = given.leant_on - set(obligation.theorem.uses)
     if undeclared:
         raise ValueError(f"{obligation.theorem.id} leans on {', '.join(sorted(undeclared))} without naming it in `uses`")
-    # On each path, what had to hold for it implies its own goal.
-    goals = [z3.Implies(z3.And(*path.conditions), symbolic.term_of(path.result)) for path in paths]
+    abstract = None
+    if obligation.theorem.has_contracts:
+        other, also_refuted = _execute(obligation, is_abstract=True)
+        abstract = (*(symbolic.term_of(condition) for condition in other.assumptions), also_refuted)
     return Queries(
         given.symbols,
         tuple(symbolic.term_of(condition) for condition in given.assumptions),
         tuple(symbolic.term_of(case) for case in given.cases),
-        z3.Not(z3.And(*goals)),
+        refuted,
+        abstract,
     )
+
+
+def _execute(obligation: Obligation, *, is_abstract: bool) -> tuple[Given, z3.BoolRef]:
+    """A claim along all its paths: what it was given and supposes, and when its goal is refuted."""
+    attempts: list[Given] = []
+
+    def run() -> Any:
+        attempts.append(Given(is_abstract=is_abstract))
+        return obligation.theorem.claim(obligation.format, attempts[-1])
+
+    paths = symbolic.explore(run, most=500)
+    # On each path, what had to hold for it implies its own goal. Each supposes what is true of all.
+    goals = [z3.Implies(z3.And(*path.conditions), symbolic.term_of(path.result)) for path in paths]
+    return attempts[0], z3.Not(z3.And(*goals))
 
 
 def replay(obligation: Obligation, values: dict[str, int]) -> tuple[bool, bool]:

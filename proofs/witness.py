@@ -18,6 +18,10 @@ from capvisor.spec.formats import CapabilityFormat, Permission
 _NARROW = "li x5, base\ncsetaddr c2, c31, x5\nli x6, top - base\n"
 _SET = f"{_NARROW}csetbounds c3, c2, x6\n"
 _EXACT = f"{_NARROW}csetboundsexact c3, c2, x6\n"
+_TIGHTEST = (
+    f"{_SET}assert c1.valid and c1.base >= c3.base and c1.base <= base and c1.top >= top and c1.top <= c3.top implies "
+    "c1.base == c3.base and c1.top == c3.top\n"
+)
 _SAME_BOUNDS = "c2.base == c1.base and c2.top == c1.top"
 _MOVE_FREELY = (
     "given c2 = capability(1, (c_meta | unsealed) ^ null, c_address)\n"
@@ -57,14 +61,12 @@ _STATED: dict[str, str] = {
     "bounds.set.top": f"{_SET}assert c3.top <= space\n",
     "bounds.set.rest": "given c2 = capability(1, meta ^ null, base)\nli x6, top - base\ncsetbounds c3, c2, x6\n"
     "cgethigh x7, c2\ncgethigh x8, c3\nassert (x7 ^ x8) & ~bounds_bits == 0\n",
-    "bounds.set.tightest": f"{_SET}assert c1.valid and c1.base >= c3.base and c1.base <= base and c1.top >= top and "
-    "c1.top <= c3.top implies c1.base == c3.base and c1.top == c3.top\n",
+    "bounds.set.tightest": _TIGHTEST,
+    "bounds.set.tightest_directly": _TIGHTEST,
     "bounds.set.monotone_directly": "li x5, base\ncsetaddr c2, c1, x5\nli x6, top - base\ncsetbounds c3, c2, x6\n"
     "assert c3.base >= c1.base and c3.top <= c1.top\n",
     "bounds.set.small": f"{_EXACT}assert c3.tag\n",
     "bounds.set.empty": "li x5, base\ncsetaddr c2, c31, x5\ncsetboundsexact c3, c2, x0\nassert c3.tag and c3.length == 0\n",
-    "bounds.set.power": "li x5, base\ncsetaddr c2, c31, x5\nli x6, power\ncsetboundsexact c3, c2, x6\n"
-    "assert c3.tag and c3.base == base and c3.top == base + power\n",
     "bounds.set.again": "cgetbase x5, c1\ncsetaddr c2, c1, x5\ncgetlen x6, c1\ncsetbounds c3, c2, x6\n"
     "assert c3.base == c1.base and c3.top == c1.top\n",
     "bounds.move.precise": f"li x5, new_address\ncsetaddr c2, c1, x5\nassert c2.tag == ({_SAME_BOUNDS})\n",
@@ -156,8 +158,6 @@ def program_of(obligation: Obligation, values: dict[str, int]) -> str | None:
     body = "\n".join([*given, stated])
     words = set(re.findall(r"[a-z_]+", body))
     lets = {name: value for name, value in {**_facts(obligation.format), **values}.items() if name in words}
-    if "power" in words:
-        lets["power"] = 1 << values["exponent"]
     text = "\n".join(
         [
             f"# A counterexample of {obligation.id}:",

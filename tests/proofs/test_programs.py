@@ -3,17 +3,23 @@
 from pathlib import Path
 
 import pytest
+import z3
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capvisor.cli import main as command
 from capvisor.cli.status import Status
 from capvisor.dsl.parser import parse
 from capvisor.dsl.runner import run
+from capvisor.model.memory import Granule, SparseStore
 from capvisor.proofs import solve
+from capvisor.proofs.memory import ArrayStore
 from capvisor.proofs.programs import load, obligation_of
+from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import queries, replay
 from tests.tutorial import ROOT, TUTORIAL
 
-SLOW = {"02_only_ever_less.cap", "03_rounding.cap", "10_rebuilding.cap"}
+SLOW = {"03_rounding.cap", "10_rebuilding.cap"}
 MACHINE = "machine cc128 { memory 0x80000000 size 4K; c1 = root }\n"
 POINTER = (
     "let at = any u64 where at < 40\nlet byte = any u8\nli x5, 0x80000000\ncsetaddr c2, c1, x5\ncsetboundsimm c2, c2, 64\n"
@@ -23,6 +29,11 @@ STORE = POINTER + "csc c2, 16(c2)\nli x6, at\ncincoffset c3, c2, x6\nli x7, byte
 
 def answer(text: str) -> solve.Answer:
     asked = queries(obligation_of(parse(text)))
+    assert asked.abstract is not None
+    if solve.ask("z3", asked.abstract, {}, 60).result == "unsat":
+        # What is proved of any functions of bounds holds of the real ones.
+        assert solve.ask("z3", asked.conditions("0"), asked.symbols, 5).result != "sat"
+        return solve.Answer("unsat", 0)
     return solve.ask("z3", asked.conditions("0"), asked.symbols, 60)
 
 
@@ -65,8 +76,11 @@ def test_what_fails_is_refuted_by_values_with_which_it_fails_when_it_is_run(text
 
 
 def test_the_command_proves_files_and_prints_counterexamples_as_programs(capsys, tmp_path) -> None:
-    good = str(ROOT / "programs" / "tutorial" / "09_sealing.cap")
-    wrong = str(ROOT / "docs" / "examples" / "wrong_belief.cap")
+    good = str(tmp_path / "good.cap")
+    Path(good).write_text(MACHINE + "let mask = any u64\nli x5, mask\ncandperm c2, c1, x5\nassert c2.perms <= c1.perms\n")
+    wrong = str(tmp_path / "wrong.cap")
+    belief = (ROOT / "docs" / "examples" / "wrong_belief.cap").read_text()
+    Path(wrong).write_text(belief.replace("cc128", "cc64").replace("u64", "u32"))
     assert command.status_of(["prove", good, "--no-cache"]) == Status.OK
     assert "PROVED" in capsys.readouterr().out
     assert command.status_of(["prove", wrong, "--state", str(tmp_path)]) == Status.VIOLATION
@@ -84,3 +98,25 @@ def test_a_program_is_found_again_by_its_id() -> None:
     obligation = obligation_of(parse(path.read_text(), str(path)))
     assert obligation.id == f"{path}.cc64"
     assert queries(load(obligation.id)).key() == queries(obligation).key()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["set", "clear tags", "swap"]), st.integers(0, 3), st.integers(0, 255)), max_size=6)
+)
+def test_a_symbolic_memory_is_swept_as_a_concrete_one(actions: list[tuple[str, int, int]]) -> None:
+    symbolic, concrete = ArrayStore(64), SparseStore()
+    for kind, index, value in actions:
+        for store in (symbolic, concrete):
+            if kind == "set":
+                store.set(index, Granule(value % 2 == 1, value, value + 1))
+            elif kind == "clear tags":
+                store.map(lambda granule: granule._replace(tag=False))
+            else:
+                store.map(lambda granule: Granule(granule.tag, granule.lower, granule.upper))
+    for index in range(4):
+        found, expected = symbolic.get(index), concrete.get(index)
+        assert all(z3.is_true(z3.simplify(term_of(one == other))) for one, other in zip(found, expected, strict=True)), (
+            index,
+            found,
+            expected,
+        )
