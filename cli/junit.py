@@ -28,4 +28,5 @@ def junit_xml(suite_name: str, cases: Iterable[Case]) -> str:
         suite.add_testcase(case)
     document = JUnitXml(f"capvisor {suite_name}")
     document.add_testsuite(suite)
-    return str(document.tostring().decode())
+    written: bytes = document.tostring()  # type: ignore[no-untyped-call]
+    return written.decode()

@@ -253,7 +253,8 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def given(self, meta: AnyType, children: list[AnyType]) -> syntax.Initial:
         register = self._register(children[0])
-        return syntax.Initial(register.number, *children[1:], _token_at(children[0]))
+        _register, tag, high, address = children
+        return syntax.Initial(register.number, tag, high, address, _token_at(children[0]))
 
     def any(self, meta: AnyType, children: list[AnyType]) -> syntax.Any:
         name, where = children

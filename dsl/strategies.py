@@ -154,8 +154,8 @@ def programs(draw: st.DrawFn, max_lines: int = 12) -> syntax.Program:
         if kind == "given" and not begun and len(given) < REGISTER_COUNT - 4:
             register = draw(st.integers(1, REGISTER_COUNT - 1).filter(lambda number: number not in given))
             given.add(register)
-            parts = (draw(numbers(known, with_registers=False)) for _ in range(3))
-            statement = syntax.Initial(register, *parts)
+            tag, high, address = (draw(numbers(known, with_registers=False)) for _ in range(3))
+            statement = syntax.Initial(register, tag, high, address)
         elif kind == "let" and names:
             name = names.pop()
             where = conditions((*known, name), with_registers=False)
