@@ -11,7 +11,7 @@ import numpy as np
 
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.memory import Memory
-from capvisor.fastpath.workspace import BLOCK_LANES, Causes, Words, Workspace
+from capvisor.fastpath.workspace import BLOCK_LANES, Causes, Flags, Words, Workspace
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.operations import OPERATIONS
 from capvisor.spec.registers import REGISTER_COUNT
@@ -79,6 +79,21 @@ class Block:
     def integer_target(self, register: int) -> Words:
         """Where the integers for a register are to be put, after `make_integer`."""
         return self.target(register).address
+
+    def write_integer(self, register: int, values: Words) -> None:
+        """Put integers, modulo 2**XLEN, in a register."""
+        self.make_integer(register)
+        target = self.integer_target(register)
+        if self.format.address_width < 64:
+            np.bitwise_and(values, self.format.address_mask, out=target)
+        elif values is not target:
+            np.copyto(target, values)
+
+    def write_flag(self, register: int, flags: Flags) -> None:
+        """Put 1 in a register where the flag is set, else 0."""
+        target = self.integer_target(register)
+        np.copyto(target, flags)
+        self.make_integer(register)
 
     def make_integer(self, register: int) -> None:
         """Make a register hold integers: NULL but for its addresses. To be called when all sources have been read."""

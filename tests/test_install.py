@@ -14,8 +14,9 @@ from tests.tutorial import ROOT
 
 
 def folders_with_code() -> set[str]:
-    """Top-level folders that are packages, tests aside."""
-    return {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "build"}
+    """Folders that are packages, and their rooms, tests aside."""
+    found = {path.parent.relative_to(ROOT) for pattern in ("*/", "*/*/") for path in ROOT.glob(f"{pattern}__init__.py")}
+    return {str(folder) for folder in found if folder.parts[0] not in ("tests", "build", ".venv")}
 
 
 def test_every_folder_with_code_is_listed_as_a_package() -> None:
@@ -71,7 +72,7 @@ def test_an_installed_wheel_imports_and_runs_everything(wheel: Path, tmp_path) -
     assert location.startswith(str(site))
     found = set(names.split())
     modules = {
-        f"capvisor.{path.parent.name}.{path.stem}"
+        f"capvisor.{folder.replace('/', '.')}.{path.stem}"
         for folder in folders_with_code() - {"package"}
         for path in (ROOT / folder).glob("*.py")
     }

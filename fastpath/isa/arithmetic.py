@@ -1,0 +1,79 @@
+"""Capability arithmetic: bounds, addresses, permissions, flags. The fast twin of `model.isa.arithmetic`."""
+
+import numpy as np
+
+from capvisor.fastpath import capability
+from capvisor.fastpath.machine import Block, operation
+
+
+@operation("csetbounds")
+def csetbounds(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    exact = block.ws.isa_flags[0]
+    length = block.integer(rs2)
+    capability.set_bounds(block.format, block.capability(cs1), length, block.ws, block.target(cd), exact)
+
+
+@operation("csetboundsimm")
+def csetboundsimm(block: Block, cd: int, cs1: int, uimm: int) -> None:
+    exact, length = block.ws.isa_flags[0], block.ws.isa[0]
+    length.fill(uimm)
+    capability.set_bounds(block.format, block.capability(cs1), length, block.ws, block.target(cd), exact)
+
+
+@operation("csetboundsexact")
+def csetboundsexact(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    exact, target = block.ws.isa_flags[0], block.target(cd)
+    capability.set_bounds(block.format, block.capability(cs1), block.integer(rs2), block.ws, target, exact)
+    np.logical_and(target.tag, exact, out=target.tag)
+
+
+@operation("csetaddr")
+def csetaddr(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    capability.set_address(block.format, block.capability(cs1), block.integer(rs2), block.ws, block.target(cd))
+
+
+@operation("csetoffset")
+def csetoffset(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    capability.set_offset(block.format, block.capability(cs1), block.integer(rs2), block.ws, block.target(cd))
+
+
+@operation("cincoffset")
+def cincoffset(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    capability.increment_address(block.format, block.capability(cs1), block.integer(rs2), block.ws, block.target(cd))
+
+
+@operation("cincoffsetimm")
+def cincoffsetimm(block: Block, cd: int, cs1: int, imm: int) -> None:
+    increment = block.ws.isa[0]
+    increment.fill(imm & block.format.address_mask)
+    capability.increment_address(block.format, block.capability(cs1), increment, block.ws, block.target(cd))
+
+
+@operation("candperm")
+def candperm(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    capability.and_permissions(block.format, block.capability(cs1), block.integer(rs2), block.ws, block.target(cd))
+
+
+@operation("csetflags")
+def csetflags(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    capability.set_flags(block.format, block.capability(cs1), block.integer(rs2), block.ws, block.target(cd))
+
+
+@operation("csethigh")
+def csethigh(block: Block, cd: int, cs1: int, rs2: int) -> None:
+    upper, target = block.ws.isa[0], block.target(cd)
+    capability.to_memory(block.format, block.integer(rs2), upper)
+    np.copyto(target.address, block.integer(cs1))
+    np.copyto(target.meta, upper)
+    target.tag.fill(False)
+
+
+@operation("cmove")
+def cmove(block: Block, cd: int, cs1: int) -> None:
+    capability.copy(block.capability(cs1), block.target(cd))
+
+
+@operation("ccleartag")
+def ccleartag(block: Block, cd: int, cs1: int) -> None:
+    capability.copy(block.capability(cs1), block.target(cd))
+    block.target(cd).tag.fill(False)

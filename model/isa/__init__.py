@@ -1,0 +1,9 @@
+"""What each operation does: one rule an operation, its bands always in the same order.
+
+OPERANDS reads registers, CHECKS refuses (in the architecture's order), EFFECT writes. A rule whose whole sense is one
+expression has EFFECT alone. Source of every rule: its row in `spec.operations`. Importing this package declares all rules.
+"""
+
+from capvisor.model.isa import arithmetic, comparison, inspection, integer, memory, sealing
+
+__all__ = ["arithmetic", "comparison", "inspection", "integer", "memory", "sealing"]

@@ -1,0 +1,154 @@
+"""Integer operations."""
+
+from capvisor.model.bits import select, sign_extend
+from capvisor.model.machine import Hart, Register, operation
+
+
+@operation("li")
+def li(hart: Hart, rd: Register, value: int) -> None:
+    """Load a constant."""
+    # EFFECT
+    hart.write_integer(rd, value)
+
+
+@operation("addi")
+def addi(hart: Hart, rd: Register, rs1: Register, imm: int) -> None:
+    """Add an immediate."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) + imm)
+
+
+@operation("slti")
+def slti(hart: Hart, rd: Register, rs1: Register, imm: int) -> None:
+    """Compare with an immediate, as signed numbers."""
+    # EFFECT
+    hart.write_integer(rd, select(signed(hart, hart.integer(rs1)) < imm, 1, 0))
+
+
+@operation("sltiu")
+def sltiu(hart: Hart, rd: Register, rs1: Register, imm: int) -> None:
+    """Compare with a sign-extended immediate, as unsigned numbers."""
+    # EFFECT
+    hart.write_integer(rd, select(hart.integer(rs1) < (imm & hart.format.address_mask), 1, 0))
+
+
+@operation("andi")
+def andi(hart: Hart, rd: Register, rs1: Register, imm: int) -> None:
+    """And with an immediate."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) & imm)
+
+
+@operation("ori")
+def ori(hart: Hart, rd: Register, rs1: Register, imm: int) -> None:
+    """Or with an immediate."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) | imm)
+
+
+@operation("xori")
+def xori(hart: Hart, rd: Register, rs1: Register, imm: int) -> None:
+    """Exclusive-or with an immediate."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) ^ imm)
+
+
+@operation("slli")
+def slli(hart: Hart, rd: Register, rs1: Register, shamt: int) -> None:
+    """Shift left by a constant."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) << shamt)
+
+
+@operation("srli")
+def srli(hart: Hart, rd: Register, rs1: Register, shamt: int) -> None:
+    """Shift right by a constant, zeros moving in."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) >> shamt)
+
+
+@operation("srai")
+def srai(hart: Hart, rd: Register, rs1: Register, shamt: int) -> None:
+    """Shift right by a constant, copies of the sign moving in."""
+    # EFFECT
+    hart.write_integer(rd, signed(hart, hart.integer(rs1)) >> shamt)
+
+
+@operation("add")
+def add(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Add."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) + hart.integer(rs2))
+
+
+@operation("sub")
+def sub(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Subtract."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) - hart.integer(rs2))
+
+
+@operation("and")
+def and_(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """And, bit by bit."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) & hart.integer(rs2))
+
+
+@operation("or")
+def or_(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Or, bit by bit."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) | hart.integer(rs2))
+
+
+@operation("xor")
+def xor(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Exclusive-or."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) ^ hart.integer(rs2))
+
+
+@operation("sll")
+def sll(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Shift left by the low bits of rs2."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) << shift_amount(hart, rs2))
+
+
+@operation("srl")
+def srl(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Shift right by the low bits of rs2, zeros moving in."""
+    # EFFECT
+    hart.write_integer(rd, hart.integer(rs1) >> shift_amount(hart, rs2))
+
+
+@operation("sra")
+def sra(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Shift right by the low bits of rs2, copies of the sign moving in."""
+    # EFFECT
+    hart.write_integer(rd, signed(hart, hart.integer(rs1)) >> shift_amount(hart, rs2))
+
+
+@operation("slt")
+def slt(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Compare as signed numbers."""
+    # EFFECT
+    hart.write_integer(rd, select(signed(hart, hart.integer(rs1)) < signed(hart, hart.integer(rs2)), 1, 0))
+
+
+@operation("sltu")
+def sltu(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Compare as unsigned numbers."""
+    # EFFECT
+    hart.write_integer(rd, select(hart.integer(rs1) < hart.integer(rs2), 1, 0))
+
+
+def signed(hart: Hart, value: int) -> int:
+    """A register's value as a number in two's complement."""
+    return sign_extend(value, hart.format.address_width)
+
+
+def shift_amount(hart: Hart, register: Register) -> int:
+    """How far a register says to shift: its lowest log2(XLEN) bits."""
+    return hart.integer(register) & hart.format.address_width - 1
