@@ -8,6 +8,7 @@ from capvisor.cli.output import console
 from capvisor.cli.status import InputError, Status
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model.machine import RULES
+from capvisor.spec.encodings import encodings
 from capvisor.spec.operations import OPERATIONS
 from capvisor.spec.traps import CAUSES_BY_NAME
 
@@ -26,6 +27,9 @@ def explain(name: str) -> int:
             out.print(f"  needs a {row.minimum_xlen}-bit machine")
         if row.traps:
             out.print(f"  refused, in this order, for: {', '.join(row.traps)}")
+        for xlen in (32, 64):
+            if name in encodings(xlen):
+                out.print(f"  encoded on RV{xlen}: {encodings(xlen)[name].picture()}")
         out.print(f"  source: {row.source}\n")
         for line in inspect.getsource(RULES[name]).splitlines():
             out.print(f"  {line}".rstrip())

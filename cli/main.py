@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from capvisor import __version__
-from capvisor.cli import bench, conform, explain, fmt, fuzz, listing, prove, run, vectors
+from capvisor.cli import bench, conform, explain, fmt, fuzz, listing, prove, run, vectors, words
 from capvisor.cli.output import console
 from capvisor.cli.status import MEANINGS, InputError, Status
 from capvisor.conformance.files import VectorFileError
@@ -37,6 +37,8 @@ for _verb in (
     bench.bench,
     listing.listing,
     explain.explain,
+    words.asm,
+    words.disasm,
 ):
     capvisor.add_command(_verb)
 

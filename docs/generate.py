@@ -11,6 +11,7 @@ from capvisor.cli.status import MEANINGS
 from capvisor.dsl.fields import FIELDS
 from capvisor.proofs import runner
 from capvisor.proofs.theorem import THEOREMS, Theorem
+from capvisor.spec.encodings import encodings
 from capvisor.spec.formats import FORMATS, Permission
 from capvisor.spec.operations import OPERATIONS, Group, OperandKind
 from capvisor.spec.traps import CAUSES
@@ -49,6 +50,23 @@ def operations() -> str:
             f"Source: {source}.\n"
             for source in dict.fromkeys(row.source for row in rows if group in (Group.LOAD, Group.STORE))
         ]
+    return "\n".join(parts)
+
+
+def encodings_page() -> str:
+    """The instruction word of each operation."""
+    parts = [
+        "# Encodings\n",
+        "Generated from `spec/encodings.py`: the word of each operation from bit 31 to 0. `capvisor asm` encodes, `capvisor disasm` decodes. `li` is one step of a program, and no instruction. Loads and stores by capability are encoded as RISC-V's own, which they are in capability mode.\n",
+    ]
+    for group in Group:
+        names = [row.name for row in OPERATIONS.values() if row.group is group and row.name in encodings(64)]
+        cells = []
+        for name in names:
+            wide = encodings(64)[name].picture()
+            narrow = encodings(32)[name].picture() if name in encodings(32) else "none"
+            cells.append([f"`{name}`", f"`{wide}`" + ("" if narrow == wide else f"; RV32: `{narrow}`")])
+        parts += [f"## {group.value.capitalize()}\n", table(["operation", "word"], cells)]
     return "\n".join(parts)
 
 
@@ -148,7 +166,14 @@ def proved() -> str:
     return "\n".join(parts)
 
 
-PAGES = {"operations": operations, "language": language, "architecture": architecture, "command": command, "proved": proved}
+PAGES = {
+    "operations": operations,
+    "encodings": encodings_page,
+    "language": language,
+    "architecture": architecture,
+    "command": command,
+    "proved": proved,
+}
 
 
 def main() -> None:

@@ -1,0 +1,146 @@
+"""Encodings: encoder and decoder are inverse, no word is two instructions, and Sail's words mean what Sail says."""
+
+import csv
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capvisor.cli import main as command
+from capvisor.cli.status import Status
+from capvisor.spec.encodings import WORD_MASK, decode, encode, encodings
+from capvisor.spec.operations import OPERATIONS
+from capvisor.spec.registers import REGISTER_NUMBERS
+from tests.tutorial import ROOT
+
+XLENS = (32, 64)
+# Words that the RISC-V manual's listings give, of instructions that the traces lack.
+KNOWN = {
+    "andi": (0x00157513, (10, 10, 1)),
+    "xori": (0xFFF54513, (10, 10, -1)),
+    "sltiu": (0x00153513, (10, 10, 1)),
+    "slti": (0x00052513, (10, 10, 0)),
+    "ori": (0x7FF56513, (10, 10, 2047)),
+    "srai": (0x40355513, (10, 10, 3)),
+    "srl": (0x00C5D533, (10, 11, 12)),
+    "sra": (0x40C5D533, (10, 11, 12)),
+    "sll": (0x00C59533, (10, 11, 12)),
+    "clw": (0x0005A503, (10, 0, 11)),
+    "clb": (0xFFF58503, (10, -1, 11)),
+    "clbu": (0x0005C503, (10, 0, 11)),
+    "clh": (0x00059503, (10, 0, 11)),
+    "clhu": (0x0005D503, (10, 0, 11)),
+    "csb": (0x00A58023, (10, 0, 11)),
+    "csh": (0x00A59023, (10, 0, 11)),
+    "csw": (0xFEA5AE23, (10, -4, 11)),
+}
+KNOWN_64 = {
+    "cld": (0x0085B503, (10, 8, 11)),
+    "clwu": (0x0005E503, (10, 0, 11)),
+    "csd": (0x00A5B423, (10, 8, 11)),
+    "clc": (0x0105A50F, (10, 16, 11)),
+    "csc": (0x00A5C823, (10, 16, 11)),
+}
+KNOWN_32 = {"clc": (0x0085B503, (10, 8, 11)), "csc": (0x00A5B423, (10, 8, 11))}
+
+
+def golden(xlen: int) -> list[tuple[int, str]]:
+    with (ROOT / "tests" / "vectors" / f"rv{xlen}.words.csv").open() as file:
+        return [(int(row["word"], 0), row["assembly"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("xlen", XLENS)
+def test_every_operation_of_a_machine_but_li_has_an_encoding(xlen: int) -> None:
+    wanted = {row.name for row in OPERATIONS.values() if row.minimum_xlen <= xlen}
+    assert set(encodings(xlen)) == wanted - {"li"}
+
+
+@pytest.mark.parametrize("xlen", XLENS)
+def test_words_of_the_emulator_generated_from_sail(xlen: int) -> None:
+    rows = golden(xlen)
+    known = {**KNOWN, **(KNOWN_64 if xlen == 64 else KNOWN_32)}
+    seen = set(known)
+    for word, assembly in rows:
+        name, *texts = re.findall(r"[^\s,()]+", assembly)
+        operands = tuple(REGISTER_NUMBERS[text] if text in REGISTER_NUMBERS else int(text, 0) for text in texts)
+        # Sail prints immediates without their sign.
+        places = encodings(xlen)[name].places
+        operands = tuple(v - 4096 if p.is_signed and v > 2047 else v for v, p in zip(operands, places, strict=True))
+        assert decode(word, xlen) == (name, operands) and encode(name, operands, xlen) == word
+        seen.add(name)
+    for name, (word, operands) in known.items():
+        assert encode(name, operands, xlen) == word and decode(word, xlen) == (name, operands)
+    assert seen == set(encodings(xlen))
+
+
+@pytest.mark.parametrize("xlen", XLENS)
+def test_no_word_is_two_instructions(xlen: int) -> None:
+    for a, b in itertools.combinations(encodings(xlen).values(), 2):
+        assert (a.fixed ^ b.fixed) & a.mask & b.mask, (a.name, b.name)
+        assert a.fixed & ~a.mask == b.fixed & ~b.mask == 0
+
+
+@given(st.sampled_from(XLENS), st.data())
+def test_decoding_is_the_inverse_of_encoding(xlen: int, data: st.DataObject) -> None:
+    encoding = data.draw(st.sampled_from(list(encodings(xlen).values())))
+    low = [-(1 << place.width - 1) if place.is_signed else 0 for place in encoding.places]
+    operands = tuple(
+        data.draw(st.integers(least, least + (1 << place.width) - 1))
+        for least, place in zip(low, encoding.places, strict=True)
+    )
+    word = encode(encoding.name, operands, xlen)
+    assert 0 <= word <= WORD_MASK and decode(word, xlen) == (encoding.name, operands)
+
+
+@given(st.sampled_from(XLENS), st.integers(0, WORD_MASK), st.sampled_from([0x5B, 0x03, 0x23, 0x13, 0x33, 0x0F, None]))
+def test_encoding_is_the_inverse_of_decoding(xlen: int, word: int, opcode: int | None) -> None:
+    if opcode is not None:
+        word = word & ~0x7F | opcode
+    decoded = decode(word, xlen)
+    if decoded is not None:
+        assert encode(*decoded, xlen) == word
+
+
+@pytest.mark.parametrize("operands", [(32, 0, 0), (0, 0, 2048), (0, 0, -2049), (-1, 0, 0)])
+def test_an_operand_that_does_not_fit_is_refused(operands: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="doesn't fit"):
+        encode("addi", operands, 64)
+
+
+def test_words_are_pictured_as_the_manuals_do() -> None:
+    assert encodings(64)["cgetbase"].picture() == "1111111 00010 cs1 000 rd 1011011"
+    assert encodings(64)["csw"].picture() == "imm[11:5] rs2 cs1 010 imm[4:0] 0100011"
+    assert encodings(64)["srai"].picture() == "010000 shamt rs1 101 rd 0010011"
+    assert encodings(32)["srai"].picture() == "0100000 shamt rs1 101 rd 0010011"
+    assert encodings(64)["clc"].picture() == "imm cs1 010 cd 0001111"
+
+
+def test_the_commands_encode_and_decode(capsys) -> None:
+    assert command.status_of(["asm", "csetaddr cra, cra, s1", "sw a0, -4(ca1)".replace("sw", "csw")]) == Status.OK
+    out = capsys.readouterr().out
+    assert "0x209080db  csetaddr   c1, c1, x9" in out and "0xfea5ae23  csw        x10, -4(c11)" in out
+    assert command.status_of(["disasm", "0x209080db", "0xfea5ae23"]) == Status.OK
+    assert capsys.readouterr().out == out
+    assert command.status_of(["disasm", "--format", "cc64", "0x0085b503"]) == Status.OK
+    assert "clc        c10, 8(c11)" in capsys.readouterr().out
+    assert command.status_of(["disasm", "0"]) == Status.VIOLATION
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["asm", "li x5, 1"], "has no encoding"),
+        (["asm", "assert 1 == 1"], "is not one instruction"),
+        (["asm", "cmove c1, c2\ncmove c1, c2"], "is not one instruction"),
+        (["asm", "cmove c1"], "2 operands"),
+        (["asm", "addi x1, x1, 5000"], "doesn't fit"),
+        (["asm", "--format", "cc64", "cld x1, 0(c1)"], "needs a 64-bit machine"),
+        (["disasm", "five"], "is no number"),
+        (["disasm", "0x100000000"], "no word of 32 bits"),
+    ],
+)
+def test_bad_input_gets_one_message(arguments: list[str], message: str, capsys) -> None:
+    assert command.status_of(arguments) == Status.USAGE
+    assert message in capsys.readouterr().err
