@@ -47,7 +47,7 @@ KNOWN_32 = {"clc": (0x0085B503, (10, 8, 11)), "csc": (0x00A5B423, (10, 8, 11))}
 
 
 def golden(xlen: int) -> list[tuple[int, str]]:
-    with (ROOT / "tests" / "vectors" / f"rv{xlen}.words.csv").open() as file:
+    with (ROOT / "tests" / "words" / f"rv{xlen}.csv").open() as file:
         return [(int(row["word"], 0), row["assembly"]) for row in csv.DictReader(file)]
 
 
