@@ -63,6 +63,8 @@ _PLACES = {
     OperandKind.INTEGER_SOURCE_2: _SECOND,
     OperandKind.SIGNED_IMMEDIATE: Place(((20, 12),), is_signed=True),
     OperandKind.UNSIGNED_IMMEDIATE: Place(((20, 12),)),
+    OperandKind.UPPER_IMMEDIATE: Place(((12, 20),)),
+    OperandKind.WORD_SHIFT_AMOUNT: Place(((20, 5),)),
 }
 _STORE_OFFSET = Place(((25, 7), (7, 5)), is_signed=True)
 
@@ -124,6 +126,7 @@ def _places(name: str, xlen: int) -> tuple[Place, ...]:
 
 
 _XCHERI, _LOAD, _STORE, _FENCE, _IMMEDIATE, _REGISTER = 0x5B, 0x03, 0x23, 0x0F, 0x13, 0x33
+_UPPER, _WORD_IMMEDIATE, _WORD_REGISTER = 0x37, 0x1B, 0x3B
 
 # By operation: opcode, funct3, and what stands above the operands: (lowest bit, value).
 _Fixed = tuple[int, int, tuple[tuple[int, int], ...]]
@@ -214,6 +217,23 @@ def _fixed(xlen: int) -> dict[str, _Fixed]:
         "sra": _integer(_REGISTER, 5, 0x20),
         "or": _integer(_REGISTER, 6),
         "and": _integer(_REGISTER, 7),
+        "lui": (_UPPER, 0, ()),
+        **(_words() if wide else {}),
+    }
+
+
+def _words() -> dict[str, _Fixed]:
+    """The instructions of RV64 that work on words."""
+    return {
+        "addiw": (_WORD_IMMEDIATE, 0, ()),
+        "slliw": _integer(_WORD_IMMEDIATE, 1),
+        "srliw": _integer(_WORD_IMMEDIATE, 5),
+        "sraiw": _integer(_WORD_IMMEDIATE, 5, 0x20),
+        "addw": _integer(_WORD_REGISTER, 0),
+        "subw": _integer(_WORD_REGISTER, 0, 0x20),
+        "sllw": _integer(_WORD_REGISTER, 1),
+        "srlw": _integer(_WORD_REGISTER, 5),
+        "sraw": _integer(_WORD_REGISTER, 5, 0x20),
     }
 
 

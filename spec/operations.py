@@ -20,7 +20,9 @@ class OperandKind(Enum):
     INTEGER_SOURCE_2 = "rs2"
     SIGNED_IMMEDIATE = "imm"
     UNSIGNED_IMMEDIATE = "uimm"
+    UPPER_IMMEDIATE = "uimm20"
     SHIFT_AMOUNT = "shamt"
+    WORD_SHIFT_AMOUNT = "shamtw"
     VALUE = "value"
 
     @property
@@ -45,7 +47,9 @@ class OperandKind(Enum):
         return {
             OperandKind.SIGNED_IMMEDIATE: (-2048, 2047),
             OperandKind.UNSIGNED_IMMEDIATE: (0, 4095),
+            OperandKind.UPPER_IMMEDIATE: (0, (1 << 20) - 1),
             OperandKind.SHIFT_AMOUNT: (0, xlen - 1),
+            OperandKind.WORD_SHIFT_AMOUNT: (0, 31),
         }[self]
 
 
@@ -91,8 +95,13 @@ def _capability_row(name: str, syntax: str, group: Group, summary: str, instruct
     return Operation(name, syntax, group, summary, f"CHERI ISAv9, {instruction}; sail-cheri-riscv, cheri_insts.sail")
 
 
-def _integer_row(name: str, syntax: str, summary: str) -> Operation:
-    return Operation(name, syntax, Group.INTEGER, summary, f"The RISC-V Instruction Set Manual, volume I, {name.upper()}")
+def _integer_row(name: str, syntax: str, summary: str, minimum_xlen: int = 32) -> Operation:
+    source = f"The RISC-V Instruction Set Manual, volume I, {name.upper()}"
+    return Operation(name, syntax, Group.INTEGER, summary, source, minimum_xlen=minimum_xlen)
+
+
+def _word_row(name: str, syntax: str, what: str) -> Operation:
+    return _integer_row(name, syntax, f"rd = {what}, modulo 2**32 and sign-extended", 64)
 
 
 _LOAD_TRAPS = ("TagViolation", "SealViolation", "PermitLoadViolation", "LengthViolation")
@@ -281,6 +290,16 @@ def _rows() -> tuple[Operation, ...]:
         _integer_row("sll", "rd, rs1, rs2", "rd = rs1 shifted left by the low bits of rs2"),
         _integer_row("srl", "rd, rs1, rs2", "rd = rs1 shifted right by the low bits of rs2, zeros moving in"),
         _integer_row("sra", "rd, rs1, rs2", "rd = rs1 shifted right by the low bits of rs2, copies of its sign moving in"),
+        _integer_row("lui", "rd, uimm20", "rd = uimm20 shifted left by 12 bits, sign-extended from 32"),
+        _word_row("addiw", "rd, rs1, imm", "rs1 + imm"),
+        _word_row("addw", "rd, rs1, rs2", "rs1 + rs2"),
+        _word_row("subw", "rd, rs1, rs2", "rs1 - rs2"),
+        _word_row("slliw", "rd, rs1, shamtw", "rs1 shifted left"),
+        _word_row("srliw", "rd, rs1, shamtw", "the low 32 bits of rs1 shifted right, zeros moving in"),
+        _word_row("sraiw", "rd, rs1, shamtw", "the low 32 bits of rs1 shifted right, copies of their sign moving in"),
+        _word_row("sllw", "rd, rs1, rs2", "rs1 shifted left by the low 5 bits of rs2"),
+        _word_row("srlw", "rd, rs1, rs2", "srliw by the low 5 bits of rs2"),
+        _word_row("sraw", "rd, rs1, rs2", "sraiw by the low 5 bits of rs2"),
         _integer_row("slt", "rd, rs1, rs2", "rd = 1 if rs1 < rs2 as signed numbers, else 0"),
         _integer_row("sltu", "rd, rs1, rs2", "rd = 1 if rs1 < rs2 as unsigned numbers, else 0"),
     )

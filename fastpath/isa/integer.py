@@ -8,6 +8,9 @@ from capvisor.fastpath.bits import shift_right_signed, sign_extend
 from capvisor.fastpath.machine import Block, operation
 from capvisor.fastpath.workspace import Words
 
+WORD_BITS = 32
+WORD_MASK = (1 << WORD_BITS) - 1
+
 
 @operation("li")
 def li(block: Block, rd: int, value: Any) -> None:
@@ -125,6 +128,100 @@ def sltu(block: Block, rd: int, rs1: int, rs2: int) -> None:
     less = block.ws.isa_flags[0]
     np.less(block.integer(rs1), block.integer(rs2), out=less)
     block.write_flag(rd, less)
+
+
+@operation("lui")
+def lui(block: Block, rd: int, uimm20: int) -> None:
+    result = block.ws.isa[0]
+    result.fill(uimm20 << 12)
+    write_word(block, rd, result)
+
+
+@operation("addiw")
+def addiw(block: Block, rd: int, rs1: int, imm: int) -> None:
+    result = block.ws.isa[0]
+    np.add(block.integer(rs1), immediate(block, imm), out=result)
+    write_word(block, rd, result)
+
+
+@operation("addw")
+def addw(block: Block, rd: int, rs1: int, rs2: int) -> None:
+    result = block.ws.isa[0]
+    np.add(block.integer(rs1), block.integer(rs2), out=result)
+    write_word(block, rd, result)
+
+
+@operation("subw")
+def subw(block: Block, rd: int, rs1: int, rs2: int) -> None:
+    result = block.ws.isa[0]
+    np.subtract(block.integer(rs1), block.integer(rs2), out=result)
+    write_word(block, rd, result)
+
+
+@operation("slliw")
+def slliw(block: Block, rd: int, rs1: int, shamtw: int) -> None:
+    result = block.ws.isa[0]
+    np.left_shift(block.integer(rs1), shamtw, out=result)
+    write_word(block, rd, result)
+
+
+@operation("srliw")
+def srliw(block: Block, rd: int, rs1: int, shamtw: int) -> None:
+    result = low_word(block, rs1)
+    np.right_shift(result, shamtw, out=result)
+    write_word(block, rd, result)
+
+
+@operation("sraiw")
+def sraiw(block: Block, rd: int, rs1: int, shamtw: int) -> None:
+    result, amount = low_word(block, rs1), block.ws.isa[0]
+    sign_extend(result, WORD_BITS, result)
+    amount.fill(shamtw)
+    shift_right_signed(result, amount, result)
+    write_word(block, rd, result)
+
+
+@operation("sllw")
+def sllw(block: Block, rd: int, rs1: int, rs2: int) -> None:
+    result, amount = block.ws.isa[1], word_shift_amount(block, rs2)
+    np.left_shift(block.integer(rs1), amount, out=result)
+    write_word(block, rd, result)
+
+
+@operation("srlw")
+def srlw(block: Block, rd: int, rs1: int, rs2: int) -> None:
+    result, amount = low_word(block, rs1), word_shift_amount(block, rs2)
+    np.right_shift(result, amount, out=result)
+    write_word(block, rd, result)
+
+
+@operation("sraw")
+def sraw(block: Block, rd: int, rs1: int, rs2: int) -> None:
+    result, amount = low_word(block, rs1), word_shift_amount(block, rs2)
+    sign_extend(result, WORD_BITS, result)
+    shift_right_signed(result, amount, result)
+    write_word(block, rd, result)
+
+
+def low_word(block: Block, register: int) -> Words:
+    """The lowest 32 bits of a register, in scratch."""
+    result = block.ws.isa[1]
+    np.bitwise_and(block.integer(register), WORD_MASK, out=result)
+    return result
+
+
+def word_shift_amount(block: Block, register: int) -> Words:
+    """How far a register says to shift a word: its lowest 5 bits, in scratch."""
+    amount = block.ws.isa[0]
+    np.bitwise_and(block.integer(register), WORD_BITS - 1, out=amount)
+    return amount
+
+
+def write_word(block: Block, rd: int, values: Words) -> None:
+    """rd = the lowest 32 bits of scratch, sign-extended."""
+    np.bitwise_and(values, WORD_MASK, out=values)
+    sign_extend(values, WORD_BITS, values)
+    block.write_integer(rd, values)
 
 
 def binary(block: Block, function: np.ufunc, rd: int, a: Words, b: Words | int) -> None:

@@ -3,6 +3,9 @@
 from capvisor.model.bits import select, sign_extend
 from capvisor.model.machine import Hart, Register, operation
 
+WORD_BITS = 32
+WORD_MASK = (1 << WORD_BITS) - 1
+
 
 @operation("li")
 def li(hart: Hart, rd: Register, value: int) -> None:
@@ -142,6 +145,81 @@ def sltu(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
     """Compare as unsigned numbers."""
     # EFFECT
     hart.write_integer(rd, select(hart.integer(rs1) < hart.integer(rs2), 1, 0))
+
+
+@operation("lui")
+def lui(hart: Hart, rd: Register, uimm20: int) -> None:
+    """Load an upper immediate: bits 31 to 12."""
+    # EFFECT
+    write_word(hart, rd, uimm20 << 12)
+
+
+@operation("addiw")
+def addiw(hart: Hart, rd: Register, rs1: Register, imm: int) -> None:
+    """Add an immediate; of the sum, a word."""
+    # EFFECT
+    write_word(hart, rd, hart.integer(rs1) + imm)
+
+
+@operation("addw")
+def addw(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Add; of the sum, a word."""
+    # EFFECT
+    write_word(hart, rd, hart.integer(rs1) + hart.integer(rs2))
+
+
+@operation("subw")
+def subw(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Subtract; of the difference, a word."""
+    # EFFECT
+    write_word(hart, rd, hart.integer(rs1) - hart.integer(rs2))
+
+
+@operation("slliw")
+def slliw(hart: Hart, rd: Register, rs1: Register, shamtw: int) -> None:
+    """Shift a word left by a constant."""
+    # EFFECT
+    write_word(hart, rd, hart.integer(rs1) << shamtw)
+
+
+@operation("srliw")
+def srliw(hart: Hart, rd: Register, rs1: Register, shamtw: int) -> None:
+    """Shift a word right by a constant, zeros moving in."""
+    # EFFECT
+    write_word(hart, rd, (hart.integer(rs1) & WORD_MASK) >> shamtw)
+
+
+@operation("sraiw")
+def sraiw(hart: Hart, rd: Register, rs1: Register, shamtw: int) -> None:
+    """Shift a word right by a constant, copies of its sign moving in."""
+    # EFFECT
+    write_word(hart, rd, sign_extend(hart.integer(rs1), WORD_BITS) >> shamtw)
+
+
+@operation("sllw")
+def sllw(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Shift a word left by the low 5 bits of rs2."""
+    # EFFECT
+    write_word(hart, rd, hart.integer(rs1) << (hart.integer(rs2) & WORD_BITS - 1))
+
+
+@operation("srlw")
+def srlw(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Shift a word right by the low 5 bits of rs2, zeros moving in."""
+    # EFFECT
+    write_word(hart, rd, (hart.integer(rs1) & WORD_MASK) >> (hart.integer(rs2) & WORD_BITS - 1))
+
+
+@operation("sraw")
+def sraw(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
+    """Shift a word right by the low 5 bits of rs2, copies of its sign moving in."""
+    # EFFECT
+    write_word(hart, rd, sign_extend(hart.integer(rs1), WORD_BITS) >> (hart.integer(rs2) & WORD_BITS - 1))
+
+
+def write_word(hart: Hart, register: Register, value: int) -> None:
+    """Put the lowest 32 bits of a value in a register, sign-extended."""
+    hart.write_integer(register, sign_extend(value, WORD_BITS))
 
 
 def signed(hart: Hart, value: int) -> int:

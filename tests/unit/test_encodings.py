@@ -18,6 +18,7 @@ from tests.tutorial import ROOT
 XLENS = (32, 64)
 # Words that the RISC-V manual's listings give, of instructions that the traces lack.
 KNOWN = {
+    "lui": (0x80004537, (10, 0x80004)),
     "andi": (0x00157513, (10, 10, 1)),
     "xori": (0xFFF54513, (10, 10, -1)),
     "sltiu": (0x00153513, (10, 10, 1)),
@@ -40,6 +41,15 @@ KNOWN_64 = {
     "cld": (0x0085B503, (10, 8, 11)),
     "clwu": (0x0005E503, (10, 0, 11)),
     "csd": (0x00A5B423, (10, 8, 11)),
+    "addiw": (0x0005051B, (10, 10, 0)),
+    "addw": (0x00C5853B, (10, 11, 12)),
+    "subw": (0x40C5853B, (10, 11, 12)),
+    "slliw": (0x0035951B, (10, 11, 3)),
+    "srliw": (0x0035D51B, (10, 11, 3)),
+    "sraiw": (0x4035D51B, (10, 11, 3)),
+    "sllw": (0x00C5953B, (10, 11, 12)),
+    "srlw": (0x00C5D53B, (10, 11, 12)),
+    "sraw": (0x40C5D53B, (10, 11, 12)),
     "clc": (0x0105A50F, (10, 16, 11)),
     "csc": (0x00A5C823, (10, 16, 11)),
 }
