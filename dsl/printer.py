@@ -99,6 +99,8 @@ def print_instruction(instruction: Instruction) -> str:
     if row.has_address_syntax:
         offset, base = operands[-2:]
         operands[-2:] = [f"{offset}({base})"]
+    if row.has_address_in_parentheses:
+        operands[-1] = f"({operands[-1]})"
     text = f"{instruction.name:<{_MNEMONIC_COLUMNS}}{', '.join(operands)}"
     if len(instruction.name) >= _MNEMONIC_COLUMNS:
         text = f"{instruction.name} {', '.join(operands)}"

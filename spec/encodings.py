@@ -146,6 +146,25 @@ def _integer(opcode: int, funct3: int, funct7: int = 0) -> _Fixed:
     return opcode, funct3, ((25, funct7),)
 
 
+def _load(number: int) -> _Fixed:
+    """Xcheri's loads with explicit addressing."""
+    return _XCHERI, 0, ((25, 0x7D), (20, number))
+
+
+def _store(number: int) -> _Fixed:
+    """Xcheri's stores with explicit addressing."""
+    return _XCHERI, 0, ((25, 0x7C), (7, number))
+
+
+def _widths(xlen: int, unsigned: str) -> dict[str, int]:
+    """Loads (where there are unsigned ones) or stores of data by their numbers."""
+    widths = "bhwd" if xlen == 64 else "bhw"
+    if not unsigned:
+        return {f"s{width}": number for number, width in enumerate(widths)}
+    plain = {f"l{width}": number for number, width in enumerate(widths)}
+    return plain | {f"l{width}u": number + 4 for number, width in enumerate(widths[:-1])}
+
+
 def _fixed(xlen: int) -> dict[str, _Fixed]:
     """The fixed bits of every instruction, by operation. `li` has none: it is no instruction."""
     wide = xlen == 64
@@ -198,6 +217,14 @@ def _fixed(xlen: int) -> dict[str, _Fixed]:
         **({"cld": (_LOAD, 3, ()), "clwu": (_LOAD, 6, ()), "csd": (_STORE, 3, ())} if wide else {}),
         "clc": (_FENCE, 2, ()) if wide else (_LOAD, 3, ()),
         "csc": (_STORE, 4, ()) if wide else (_STORE, 3, ()),
+        **{f"{name}.ddc": _load(number) for name, number in _widths(xlen, "u").items()},
+        **{f"{name}.cap": _load(number + 8) for name, number in _widths(xlen, "u").items()},
+        "lc.ddc": _load(0x17 if wide else 0x03),
+        "lc.cap": _load(0x1F if wide else 0x0B),
+        **{f"{name}.ddc": _store(number) for name, number in _widths(xlen, "").items()},
+        **{f"{name}.cap": _store(number + 8) for name, number in _widths(xlen, "").items()},
+        "sc.ddc": _store(0x04 if wide else 0x03),
+        "sc.cap": _store(0x0C if wide else 0x0B),
         "addi": (_IMMEDIATE, 0, ()),
         "slti": (_IMMEDIATE, 2, ()),
         "sltiu": (_IMMEDIATE, 3, ()),

@@ -4,6 +4,7 @@ The grammar, the printer, the reference's and the fast path's dispatch, random g
 derive from these rows. A row without a reference rule and a fast kernel fails the tests.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -82,13 +83,17 @@ class Operation:
 
     @cached_property
     def operands(self) -> tuple[OperandKind, ...]:
-        words = self.syntax.replace("(", ", ").replace(")", "").split(", ")
-        return tuple(OperandKind(word.strip()) for word in words)
+        return tuple(OperandKind(word) for word in re.findall(r"\w+", self.syntax))
 
     @cached_property
     def has_address_syntax(self) -> bool:
         """Whether the last two operands are written `imm(cs1)`."""
-        return "(" in self.syntax
+        return "imm(" in self.syntax
+
+    @cached_property
+    def has_address_in_parentheses(self) -> bool:
+        """Whether the last operand is written `(cs1)`: an address without offset."""
+        return ", (" in self.syntax
 
 
 def _capability_row(name: str, syntax: str, group: Group, summary: str, instruction: str) -> Operation:
@@ -119,6 +124,26 @@ def _store(name: str, what: str, minimum_xlen: int = 32) -> Operation:
     traps = (*_STORE_TRAPS, "LengthViolation", "StoreAMOAccessFault")
     summary = f"store {what} of rs2; the tags of the granules touched are cleared"
     return Operation(name, "rs2, imm(cs1)", Group.STORE, summary, _ACCESS_SOURCE, traps, minimum_xlen)
+
+
+_PLAIN_SOURCE = "CHERI ISAv9, loads and stores with explicit addressing; sail-cheri-riscv, cheri_insts.sail"
+
+
+def _plain_load(name: str, what: str, minimum_xlen: int = 32) -> Operation:
+    """A load whose name says whether a capability or DDC authorises it, whatever the mode."""
+    is_capability = name.startswith("lc.")
+    syntax = f"{'cd' if is_capability else 'rd'}, ({'cs1' if name.endswith('.cap') else 'rs1'})"
+    traps = (*_LOAD_TRAPS, *(("LoadAddressMisaligned",) if is_capability else ()), "LoadAccessFault")
+    return Operation(name, syntax, Group.LOAD, f"{syntax[:2]} = {what}", _PLAIN_SOURCE, traps, minimum_xlen)
+
+
+def _plain_store(name: str, what: str, minimum_xlen: int = 32) -> Operation:
+    """A store whose name says whether a capability or DDC authorises it, whatever the mode."""
+    is_capability = name.startswith("sc.")
+    syntax = f"{'cs2' if is_capability else 'rs2'}, ({'cs1' if name.endswith('.cap') else 'rs1'})"
+    checks = (*_STORE_CAPABILITY_TRAPS, "StoreAMOAddressMisaligned") if is_capability else (*_STORE_TRAPS, "LengthViolation")
+    traps = (*checks, "StoreAMOAccessFault")
+    return Operation(name, syntax, Group.STORE, f"store {what}", _PLAIN_SOURCE, traps, minimum_xlen)
 
 
 def _rows() -> tuple[Operation, ...]:
@@ -266,6 +291,32 @@ def _rows() -> tuple[Operation, ...]:
             "CHERI ISAv9, CSC; sail-cheri-riscv, cheri_insts.sail, handle_store_cap_via_cap",
             (*_STORE_CAPABILITY_TRAPS, "StoreAMOAddressMisaligned", "StoreAMOAccessFault"),
         ),
+        _plain_load("lb.cap", "the byte at cs1, sign-extended"),
+        _plain_load("lh.cap", "the 2 bytes at cs1, sign-extended"),
+        _plain_load("lw.cap", "the 4 bytes at cs1, sign-extended"),
+        _plain_load("ld.cap", "the 8 bytes at cs1", minimum_xlen=64),
+        _plain_load("lbu.cap", "the byte at cs1, zero-extended"),
+        _plain_load("lhu.cap", "the 2 bytes at cs1, zero-extended"),
+        _plain_load("lwu.cap", "the 4 bytes at cs1, zero-extended", minimum_xlen=64),
+        _plain_load("lc.cap", "the capability at cs1, untagged if that may not load capabilities"),
+        _plain_store("sb.cap", "the low byte of rs2 at cs1; clears tags as csb does"),
+        _plain_store("sh.cap", "the low 2 bytes of rs2 at cs1; clears tags as csb does"),
+        _plain_store("sw.cap", "the low 4 bytes of rs2 at cs1; clears tags as csb does"),
+        _plain_store("sd.cap", "the low 8 bytes of rs2 at cs1; clears tags as csb does", minimum_xlen=64),
+        _plain_store("sc.cap", "the capability cs2 with its tag at cs1"),
+        _plain_load("lb.ddc", "the byte at rs1 relative to DDC, sign-extended"),
+        _plain_load("lh.ddc", "the 2 bytes at rs1 relative to DDC, sign-extended"),
+        _plain_load("lw.ddc", "the 4 bytes at rs1 relative to DDC, sign-extended"),
+        _plain_load("ld.ddc", "the 8 bytes at rs1 relative to DDC", minimum_xlen=64),
+        _plain_load("lbu.ddc", "the byte at rs1 relative to DDC, zero-extended"),
+        _plain_load("lhu.ddc", "the 2 bytes at rs1 relative to DDC, zero-extended"),
+        _plain_load("lwu.ddc", "the 4 bytes at rs1 relative to DDC, zero-extended", minimum_xlen=64),
+        _plain_load("lc.ddc", "the capability at rs1 relative to DDC, untagged if that may not load capabilities"),
+        _plain_store("sb.ddc", "the low byte of rs2 at rs1 relative to DDC; clears tags as csb does"),
+        _plain_store("sh.ddc", "the low 2 bytes of rs2 at rs1 relative to DDC; clears tags as csb does"),
+        _plain_store("sw.ddc", "the low 4 bytes of rs2 at rs1 relative to DDC; clears tags as csb does"),
+        _plain_store("sd.ddc", "the low 8 bytes of rs2 at rs1 relative to DDC; clears tags as csb does", minimum_xlen=64),
+        _plain_store("sc.ddc", "the capability cs2 with its tag at rs1 relative to DDC"),
         Operation(
             "li",
             "rd, value",

@@ -8,6 +8,12 @@ Source: sail-cheri-riscv, cheri_regs.sail (one merged file); RISC-V ELF psABI, "
 
 REGISTER_COUNT = 32
 
+DDC_INDEX = 33
+"""DDC where a trap value names the register that was to authorise: special register 1, behind c0 to c31.
+
+Source: sail-cheri-riscv, cheri_addr_checks.sail, get_cheri_mode_cap_addr (DDC_IDX); the golden traces have it.
+"""
+
 ABI_NAMES: tuple[str, ...] = (
     *("zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "s0", "s1"),
     *(f"a{i}" for i in range(8)),

@@ -117,6 +117,9 @@ class Pair:
                 cap = any_capability(rng, fmt)
                 hart.write(register, cap)
                 put_register(machine, lane, register, cap)
+            # DDC mostly reaches memory, so that accesses by it are made and refused for every reason.
+            hart.ddc = (memory_capability if rng.integers(0, 4) else any_capability)(rng, fmt)
+            put_register(machine, lane, DDC, hart.ddc)
             for _ in range(machine.memory.granules // 2):
                 cap, index = derived_capability(rng, fmt), int(rng.integers(0, machine.memory.granules))
                 granule = Granule(cap.tag, reference_capability.memory_meta(cap), cap.address)

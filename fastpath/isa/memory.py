@@ -1,13 +1,14 @@
-"""Loads and stores by capability. The fast twin of `model.isa.memory`."""
+"""Loads and stores. The fast twin of `model.isa.memory`."""
 
 import numpy as np
 
 from capvisor.fastpath import capability
 from capvisor.fastpath.bits import sign_extend
 from capvisor.fastpath.capability import Lanes
-from capvisor.fastpath.machine import Block, operation
+from capvisor.fastpath.machine import DDC, Block, operation
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.spec.formats import Permission
+from capvisor.spec.registers import DDC_INDEX
 from capvisor.spec.traps import CAUSES_BY_NAME
 
 
@@ -18,15 +19,29 @@ class Access:
     the cause that comes first.
     """
 
-    def __init__(self, block: Block, register: int, offset: int) -> None:
+    def __init__(self, block: Block, authority: Lanes, register: int) -> None:
+        """Of an address that already stands in scratch, not yet reduced to the address width."""
         self.block, self.register = block, register
-        self.authority: Lanes = block.capability(register)
+        self.authority = authority
         self.address: Words = block.ws.isa[0]
         self._passed: Flags = block.ws.isa_flags[0]
-        np.add(self.authority.address, offset & block.format.address_mask, out=self.address)
         if block.format.address_width < 64:
             np.bitwise_and(self.address, block.format.address_mask, out=self.address)
         block.cause.fill(0)
+
+    @classmethod
+    def by_capability(cls, block: Block, cs1: int, imm: int = 0) -> "Access":
+        """The access at cs1 + imm, by cs1."""
+        authority = block.capability(cs1)
+        np.add(authority.address, imm & block.format.address_mask, out=block.ws.isa[0])
+        return cls(block, authority, cs1)
+
+    @classmethod
+    def by_ddc(cls, block: Block, rs1: int) -> "Access":
+        """The access at DDC's address + rs1, by DDC."""
+        ddc = block.capability(DDC)
+        np.add(ddc.address, block.integer(rs1), out=block.ws.isa[0])
+        return cls(block, ddc, DDC_INDEX)
 
     def refuse_unless(self, passed: Flags, cause: str) -> None:
         """Refuse, for this cause, the lanes in which a check has not been passed. Spoils `passed`."""
@@ -80,9 +95,9 @@ class Access:
         return refused
 
 
-def load_data(block: Block, rd: int, imm: int, cs1: int, size_bytes: int, *, signed: bool) -> None:
-    """Load `size_bytes` at cs1 + imm, at any alignment."""
-    access = Access(block, cs1, imm)
+def load_data(access: Access, rd: int, size_bytes: int, *, signed: bool) -> None:
+    """Load `size_bytes`, at any alignment."""
+    block = access.block
     access.check_memory(size_bytes, "LoadAccessFault")
     access.check_bounds(size_bytes)
     access.check_permission(Permission.LOAD, "PermitLoadViolation")
@@ -100,55 +115,9 @@ def load_data(block: Block, rd: int, imm: int, cs1: int, size_bytes: int, *, sig
     np.copyto(target.address, value, where=completed)
 
 
-def store_data(block: Block, rs2: int, imm: int, cs1: int, size_bytes: int) -> None:
-    """Store the low `size_bytes` of rs2 at cs1 + imm, at any alignment."""
-    access = Access(block, cs1, imm)
-    access.check_memory(size_bytes, "StoreAMOAccessFault")
-    access.check_bounds(size_bytes)
-    access.check_permission(Permission.STORE, "PermitStoreViolation")
-    access.check_usable()
-    completed = access.finish()
-    block.memory.write(access.address, size_bytes, block.integer(rs2), block.ws, completed)
-
-
-@operation("clb")
-def clb(block: Block, rd: int, imm: int, cs1: int) -> None:
-    load_data(block, rd, imm, cs1, 1, signed=True)
-
-
-@operation("clh")
-def clh(block: Block, rd: int, imm: int, cs1: int) -> None:
-    load_data(block, rd, imm, cs1, 2, signed=True)
-
-
-@operation("clw")
-def clw(block: Block, rd: int, imm: int, cs1: int) -> None:
-    load_data(block, rd, imm, cs1, 4, signed=True)
-
-
-@operation("cld")
-def cld(block: Block, rd: int, imm: int, cs1: int) -> None:
-    load_data(block, rd, imm, cs1, 8, signed=False)
-
-
-@operation("clbu")
-def clbu(block: Block, rd: int, imm: int, cs1: int) -> None:
-    load_data(block, rd, imm, cs1, 1, signed=False)
-
-
-@operation("clhu")
-def clhu(block: Block, rd: int, imm: int, cs1: int) -> None:
-    load_data(block, rd, imm, cs1, 2, signed=False)
-
-
-@operation("clwu")
-def clwu(block: Block, rd: int, imm: int, cs1: int) -> None:
-    load_data(block, rd, imm, cs1, 4, signed=False)
-
-
-@operation("clc")
-def clc(block: Block, cd: int, imm: int, cs1: int) -> None:
-    access = Access(block, cs1, imm)
+def load_capability(access: Access, cd: int) -> None:
+    """Load a capability; without permission to load capabilities its tag is dropped."""
+    block = access.block
     size_bytes = block.format.capability_bytes
     access.check_memory(size_bytes, "LoadAccessFault", "LoadAddressMisaligned")
     access.check_bounds(size_bytes)
@@ -166,29 +135,21 @@ def clc(block: Block, cd: int, imm: int, cs1: int) -> None:
     np.copyto(target.address, address, where=completed)
 
 
-@operation("csb")
-def csb(block: Block, rs2: int, imm: int, cs1: int) -> None:
-    store_data(block, rs2, imm, cs1, 1)
+def store_data(access: Access, rs2: int, size_bytes: int) -> None:
+    """Store the low `size_bytes` of rs2, at any alignment."""
+    block = access.block
+    access.check_memory(size_bytes, "StoreAMOAccessFault")
+    access.check_bounds(size_bytes)
+    access.check_permission(Permission.STORE, "PermitStoreViolation")
+    access.check_usable()
+    completed = access.finish()
+    block.memory.write(access.address, size_bytes, block.integer(rs2), block.ws, completed)
 
 
-@operation("csh")
-def csh(block: Block, rs2: int, imm: int, cs1: int) -> None:
-    store_data(block, rs2, imm, cs1, 2)
-
-
-@operation("csw")
-def csw(block: Block, rs2: int, imm: int, cs1: int) -> None:
-    store_data(block, rs2, imm, cs1, 4)
-
-
-@operation("csd")
-def csd(block: Block, rs2: int, imm: int, cs1: int) -> None:
-    store_data(block, rs2, imm, cs1, 8)
-
-
-@operation("csc")
-def csc(block: Block, cs2: int, imm: int, cs1: int) -> None:
-    access, stored = Access(block, cs1, imm), block.capability(cs2)
+def store_capability(access: Access, cs2: int) -> None:
+    """Store a capability with its tag; a tagged one needs permission, a tagged local one needs more."""
+    block = access.block
+    stored = block.capability(cs2)
     size_bytes = block.format.capability_bytes
     needed, meta = block.ws.isa_flags[1], block.ws.isa[1]
     access.check_memory(size_bytes, "StoreAMOAccessFault", "StoreAMOAddressMisaligned")
@@ -203,3 +164,198 @@ def csc(block: Block, cs2: int, imm: int, cs1: int) -> None:
     completed = access.finish()
     capability.to_memory(block.format, stored.meta, meta)
     block.memory.write_granule(access.address, stored.tag, meta, stored.address, block.ws, completed)
+
+
+@operation("clb")
+def clb(block: Block, rd: int, imm: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1, imm), rd, 1, signed=True)
+
+
+@operation("clh")
+def clh(block: Block, rd: int, imm: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1, imm), rd, 2, signed=True)
+
+
+@operation("clw")
+def clw(block: Block, rd: int, imm: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1, imm), rd, 4, signed=True)
+
+
+@operation("cld")
+def cld(block: Block, rd: int, imm: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1, imm), rd, 8, signed=False)
+
+
+@operation("clbu")
+def clbu(block: Block, rd: int, imm: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1, imm), rd, 1, signed=False)
+
+
+@operation("clhu")
+def clhu(block: Block, rd: int, imm: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1, imm), rd, 2, signed=False)
+
+
+@operation("clwu")
+def clwu(block: Block, rd: int, imm: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1, imm), rd, 4, signed=False)
+
+
+@operation("clc")
+def clc(block: Block, cd: int, imm: int, cs1: int) -> None:
+    load_capability(Access.by_capability(block, cs1, imm), cd)
+
+
+@operation("csb")
+def csb(block: Block, rs2: int, imm: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1, imm), rs2, 1)
+
+
+@operation("csh")
+def csh(block: Block, rs2: int, imm: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1, imm), rs2, 2)
+
+
+@operation("csw")
+def csw(block: Block, rs2: int, imm: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1, imm), rs2, 4)
+
+
+@operation("csd")
+def csd(block: Block, rs2: int, imm: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1, imm), rs2, 8)
+
+
+@operation("csc")
+def csc(block: Block, cs2: int, imm: int, cs1: int) -> None:
+    store_capability(Access.by_capability(block, cs1, imm), cs2)
+
+
+@operation("lb.cap")
+def lb_cap(block: Block, rd: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1), rd, 1, signed=True)
+
+
+@operation("lh.cap")
+def lh_cap(block: Block, rd: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1), rd, 2, signed=True)
+
+
+@operation("lw.cap")
+def lw_cap(block: Block, rd: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1), rd, 4, signed=True)
+
+
+@operation("ld.cap")
+def ld_cap(block: Block, rd: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1), rd, 8, signed=False)
+
+
+@operation("lbu.cap")
+def lbu_cap(block: Block, rd: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1), rd, 1, signed=False)
+
+
+@operation("lhu.cap")
+def lhu_cap(block: Block, rd: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1), rd, 2, signed=False)
+
+
+@operation("lwu.cap")
+def lwu_cap(block: Block, rd: int, cs1: int) -> None:
+    load_data(Access.by_capability(block, cs1), rd, 4, signed=False)
+
+
+@operation("lc.cap")
+def lc_cap(block: Block, cd: int, cs1: int) -> None:
+    load_capability(Access.by_capability(block, cs1), cd)
+
+
+@operation("sb.cap")
+def sb_cap(block: Block, rs2: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1), rs2, 1)
+
+
+@operation("sh.cap")
+def sh_cap(block: Block, rs2: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1), rs2, 2)
+
+
+@operation("sw.cap")
+def sw_cap(block: Block, rs2: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1), rs2, 4)
+
+
+@operation("sd.cap")
+def sd_cap(block: Block, rs2: int, cs1: int) -> None:
+    store_data(Access.by_capability(block, cs1), rs2, 8)
+
+
+@operation("sc.cap")
+def sc_cap(block: Block, cs2: int, cs1: int) -> None:
+    store_capability(Access.by_capability(block, cs1), cs2)
+
+
+@operation("lb.ddc")
+def lb_ddc(block: Block, rd: int, rs1: int) -> None:
+    load_data(Access.by_ddc(block, rs1), rd, 1, signed=True)
+
+
+@operation("lh.ddc")
+def lh_ddc(block: Block, rd: int, rs1: int) -> None:
+    load_data(Access.by_ddc(block, rs1), rd, 2, signed=True)
+
+
+@operation("lw.ddc")
+def lw_ddc(block: Block, rd: int, rs1: int) -> None:
+    load_data(Access.by_ddc(block, rs1), rd, 4, signed=True)
+
+
+@operation("ld.ddc")
+def ld_ddc(block: Block, rd: int, rs1: int) -> None:
+    load_data(Access.by_ddc(block, rs1), rd, 8, signed=False)
+
+
+@operation("lbu.ddc")
+def lbu_ddc(block: Block, rd: int, rs1: int) -> None:
+    load_data(Access.by_ddc(block, rs1), rd, 1, signed=False)
+
+
+@operation("lhu.ddc")
+def lhu_ddc(block: Block, rd: int, rs1: int) -> None:
+    load_data(Access.by_ddc(block, rs1), rd, 2, signed=False)
+
+
+@operation("lwu.ddc")
+def lwu_ddc(block: Block, rd: int, rs1: int) -> None:
+    load_data(Access.by_ddc(block, rs1), rd, 4, signed=False)
+
+
+@operation("lc.ddc")
+def lc_ddc(block: Block, cd: int, rs1: int) -> None:
+    load_capability(Access.by_ddc(block, rs1), cd)
+
+
+@operation("sb.ddc")
+def sb_ddc(block: Block, rs2: int, rs1: int) -> None:
+    store_data(Access.by_ddc(block, rs1), rs2, 1)
+
+
+@operation("sh.ddc")
+def sh_ddc(block: Block, rs2: int, rs1: int) -> None:
+    store_data(Access.by_ddc(block, rs1), rs2, 2)
+
+
+@operation("sw.ddc")
+def sw_ddc(block: Block, rs2: int, rs1: int) -> None:
+    store_data(Access.by_ddc(block, rs1), rs2, 4)
+
+
+@operation("sd.ddc")
+def sd_ddc(block: Block, rs2: int, rs1: int) -> None:
+    store_data(Access.by_ddc(block, rs1), rs2, 8)
+
+
+@operation("sc.ddc")
+def sc_ddc(block: Block, cs2: int, rs1: int) -> None:
+    store_capability(Access.by_ddc(block, rs1), cs2)

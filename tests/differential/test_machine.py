@@ -61,7 +61,7 @@ def test_every_cause_that_the_table_names_is_reached(fmt: CapabilityFormat) -> N
     rng = np.random.default_rng(21)
     accesses = [row for row in OPERATIONS.values() if row.traps and row.minimum_xlen <= fmt.address_width]
     reached: dict[str, Counter[str | None]] = {row.name: Counter() for row in accesses}
-    for _ in range(150):
+    for _ in range(300):
         pair = Pair.with_random_state(rng, fmt, LANES, BLOCK_LANES)
         for row in accesses:
             reached[row.name].update(pair.step(row.name, random_operands(rng, fmt, row.name)))

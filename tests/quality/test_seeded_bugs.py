@@ -62,8 +62,8 @@ OPERATION_BUGS = [
     ("fastpath.memory", "if straddles.any():", "if False:", "csd"),
     ("fastpath.memory", "np.add(address, size_bytes - 1, out=index)", "np.copyto(index, address)", "csd"),
     ("model.memory", "self.store.set(index, Granule(False,", "self.store.set(index, Granule(True,", "csb"),
-    ("model.isa.memory", "if authority.is_sealed:", "if False:", "clb"),
-    ("model.isa.memory", 'raise Trap("PermitStoreCapViolation", cs1)', "pass", "csc"),
+    ("model.isa.memory", "if access.authority.is_sealed:", "if False:", "clb"),
+    ("model.isa.memory", 'raise Trap("PermitStoreCapViolation", register)', "pass", "csc"),
 ]
 
 
