@@ -65,6 +65,8 @@ _PLACES = {
     OperandKind.UNSIGNED_IMMEDIATE: Place(((20, 12),)),
     OperandKind.UPPER_IMMEDIATE: Place(((12, 20),)),
     OperandKind.WORD_SHIFT_AMOUNT: Place(((20, 5),)),
+    OperandKind.QUARTER: Place(((18, 2),)),
+    OperandKind.MASK: Place(((15, 3), (7, 5))),
 }
 _STORE_OFFSET = Place(((25, 7), (7, 5)), is_signed=True)
 
@@ -185,6 +187,8 @@ def _fixed(xlen: int) -> dict[str, _Fixed]:
         "csealentry": _two_operands(0x11),
         "cgethigh": _two_operands(0x17),
         "cgettop": _two_operands(0x18),
+        "cclear": (_XCHERI, 0, ((25, 0x7F), (20, 0x0E))),
+        "cloadtags": _two_operands(0x12),
         "csetbounds": _three_operands(0x08),
         "csetboundsexact": _three_operands(0x09),
         "cseal": _three_operands(0x0B),

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from enum import IntFlag
 from functools import cached_property
 
+CACHE_LINE_BYTES = 64
+"""How much memory one CLoadTags asks about. Source: sail-cheri-riscv, caps_per_cache_line (4 of 16 bytes, 8 of 8)."""
+
 
 class Permission(IntFlag):
     """Architectural permissions, at the bits where CGetPerm and CAndPerm have them.

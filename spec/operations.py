@@ -22,6 +22,8 @@ class OperandKind(Enum):
     SIGNED_IMMEDIATE = "imm"
     UNSIGNED_IMMEDIATE = "uimm"
     UPPER_IMMEDIATE = "uimm20"
+    QUARTER = "quarter"
+    MASK = "mask8"
     SHIFT_AMOUNT = "shamt"
     WORD_SHIFT_AMOUNT = "shamtw"
     VALUE = "value"
@@ -49,6 +51,8 @@ class OperandKind(Enum):
             OperandKind.SIGNED_IMMEDIATE: (-2048, 2047),
             OperandKind.UNSIGNED_IMMEDIATE: (0, 4095),
             OperandKind.UPPER_IMMEDIATE: (0, (1 << 20) - 1),
+            OperandKind.QUARTER: (0, 3),
+            OperandKind.MASK: (0, 255),
             OperandKind.SHIFT_AMOUNT: (0, xlen - 1),
             OperandKind.WORD_SHIFT_AMOUNT: (0, 31),
         }[self]
@@ -235,6 +239,13 @@ def _rows() -> tuple[Operation, ...]:
         ),
         cap("cmove", "cd, cs1", arithmetic, "cd = cs1", "CMove"),
         cap("ccleartag", "cd, cs1", arithmetic, "cd = cs1 without its tag", "CClearTag"),
+        cap(
+            "cclear",
+            "quarter, mask8",
+            arithmetic,
+            "NULL in each register 8 * quarter + i whose bit i is set in mask8; c0 means DDC",
+            "CClear",
+        ),
         cap("cseal", "cd, cs1, cs2", sealing, "cd = cs1 sealed with the object type at which cs2 points", "CSeal"),
         cap("cunseal", "cd, cs1, cs2", sealing, "cd = cs1 unsealed by the authority cs2", "CUnseal"),
         cap("ccseal", "cd, cs1, cs2", sealing, "cseal, or cs1 unchanged if cs2 isn't usable for sealing", "CCSeal"),
@@ -290,6 +301,14 @@ def _rows() -> tuple[Operation, ...]:
             "store the capability cs2 with its tag",
             "CHERI ISAv9, CSC; sail-cheri-riscv, cheri_insts.sail, handle_store_cap_via_cap",
             (*_STORE_CAPABILITY_TRAPS, "StoreAMOAddressMisaligned", "StoreAMOAccessFault"),
+        ),
+        Operation(
+            "cloadtags",
+            "rd, (cs1)",
+            Group.LOAD,
+            "rd = the tags of the capabilities of the cache line at cs1, the lowest first",
+            "CHERI ISAv9, CLoadTags; sail-cheri-riscv, cheri_insts.sail",
+            (*_LOAD_TRAPS[:3], "PermitLoadCapViolation", "LengthViolation", "LoadAddressMisaligned", "LoadAccessFault"),
         ),
         _plain_load("lb.cap", "the byte at cs1, sign-extended"),
         _plain_load("lh.cap", "the 2 bytes at cs1, sign-extended"),

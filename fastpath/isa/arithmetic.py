@@ -77,3 +77,13 @@ def cmove(block: Block, cd: int, cs1: int) -> None:
 def ccleartag(block: Block, cd: int, cs1: int) -> None:
     capability.copy(block.capability(cs1), block.target(cd))
     block.target(cd).tag.fill(False)
+
+
+@operation("cclear")
+def cclear(block: Block, quarter: int, mask8: int) -> None:
+    for register in range(8 * quarter, 8 * quarter + 8):
+        if mask8 >> (register & 7) & 1:
+            cleared = block.capability_or_ddc(register)
+            cleared.tag.fill(False)
+            cleared.meta.fill(block.format.null_meta)
+            cleared.address.fill(0)

@@ -7,7 +7,7 @@ from capvisor.fastpath.bits import sign_extend
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.machine import DDC, Block, operation
 from capvisor.fastpath.workspace import Flags, Words
-from capvisor.spec.formats import Permission
+from capvisor.spec.formats import CACHE_LINE_BYTES, Permission
 from capvisor.spec.registers import DDC_INDEX
 from capvisor.spec.traps import CAUSES_BY_NAME
 
@@ -229,6 +229,27 @@ def csd(block: Block, rs2: int, imm: int, cs1: int) -> None:
 @operation("csc")
 def csc(block: Block, cs2: int, imm: int, cs1: int) -> None:
     store_capability(Access.by_capability(block, cs1, imm), cs2)
+
+
+@operation("cloadtags")
+def cloadtags(block: Block, rd: int, cs1: int) -> None:
+    access, size_bytes = Access.by_capability(block, cs1), CACHE_LINE_BYTES
+    access.check_memory(size_bytes, "LoadAccessFault", "LoadAddressMisaligned")
+    access.check_bounds(size_bytes)
+    access.check_permission(Permission.LOAD_CAPABILITY, "PermitLoadCapViolation")
+    access.check_permission(Permission.LOAD, "PermitLoadViolation")
+    access.check_usable()
+    completed = access.finish()
+    tag, tags, meta, address = block.ws.isa_flags[1], block.ws.isa[1], block.ws.isa[2], block.ws.bounds[1]
+    tags.fill(0)
+    for number in range(size_bytes // block.format.capability_bytes):
+        block.memory.read_granule(access.address, block.ws, tag, meta, address)
+        np.bitwise_or(tags, 1 << number, out=tags, where=tag)
+        np.add(access.address, block.format.capability_bytes, out=access.address)
+    target = block.target(rd)
+    np.copyto(target.tag, False, where=completed)
+    np.copyto(target.meta, block.format.null_meta, where=completed)
+    np.copyto(target.address, tags, where=completed)
 
 
 @operation("lb.cap")

@@ -99,3 +99,15 @@ def ccleartag(hart: Hart, cd: Register, cs1: Register) -> None:
     """Copy without the tag."""
     # EFFECT
     hart.write(cd, hart.capability(cs1).with_tag(False))
+
+
+@operation("cclear")
+def cclear(hart: Hart, quarter: int, mask8: int) -> None:
+    """Put NULL in each register 8 * quarter + i whose bit i is set in the mask; c0 means DDC."""
+    # EFFECT
+    for bit in range(8):
+        if mask8 >> bit & 1:
+            if quarter == 0 and bit == 0:
+                hart.ddc = capability.null(hart.format)
+            else:
+                hart.write(8 * quarter + bit, capability.null(hart.format))

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 from capvisor.model import capability
-from capvisor.model.bits import not_, sign_extend
+from capvisor.model.bits import not_, select, sign_extend
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart, Register, Trap, operation
 from capvisor.model.memory import Granule
-from capvisor.spec.formats import Permission
+from capvisor.spec.formats import CACHE_LINE_BYTES, Permission
 from capvisor.spec.registers import DDC_INDEX
 
 
@@ -184,6 +184,27 @@ def csd(hart: Hart, rs2: Register, imm: int, cs1: Register) -> None:
 def csc(hart: Hart, cs2: Register, imm: int, cs1: Register) -> None:
     """Store a capability with its tag; a tagged one needs permission, a tagged local one needs more."""
     store_capability(hart, cs2, by_capability(hart, cs1, imm))
+
+
+@operation("cloadtags")
+def cloadtags(hart: Hart, rd: Register, cs1: Register) -> None:
+    """Load the tags of the cache line at cs1, as bits from the lowest address on."""
+    # OPERANDS
+    access, size_bytes = by_capability(hart, cs1), CACHE_LINE_BYTES
+    # CHECKS
+    check_authority(access, Permission.LOAD)
+    if not_(access.authority.permits(Permission.LOAD_CAPABILITY)):
+        raise Trap("PermitLoadCapViolation", cs1)
+    check_bounds(access, size_bytes)
+    if access.address & size_bytes - 1 != 0:
+        raise Trap("LoadAddressMisaligned", address=access.address)
+    if not_(hart.memory.contains(access.address, size_bytes)):
+        raise Trap("LoadAccessFault", address=access.address)
+    # EFFECT
+    tags = 0
+    for number, offset in enumerate(range(0, size_bytes, hart.format.capability_bytes)):
+        tags = tags | select(hart.memory.read_granule(access.address + offset).tag, 1 << number, 0)
+    hart.write_integer(rd, tags)
 
 
 @operation("lb.cap")
