@@ -1,6 +1,6 @@
 # `make` alone lists the verbs. Each does all the set-up it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check prove teeth bench docs lock clean
+.PHONY: help install demo test check prove times teeth bench docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,11 @@ check: $(STAMP) ## lint, types and the architecture of imports
 
 prove: $(STAMP) ## prove every theorem, for both formats (minutes; kept answers make the next run quick)
 	$(BIN)/capvisor prove --all
+
+times: $(STAMP) ## prove every theorem anew, and keep the times for the docs
+	mkdir -p build
+	$(BIN)/capvisor prove --all --no-cache --json build/proofs.json
+	$(BIN)/python docs/record_proof_times.py build/proofs.json
 
 teeth: $(STAMP) ## break the code in every way that is listed or found, and see a theorem fall (minutes)
 	$(BIN)/capvisor prove --all --teeth

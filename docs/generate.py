@@ -1,5 +1,6 @@
 """Writes docs/reference/ from what is declared in the code: operations, language, traps, formats, vectors, the command."""
 
+import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -152,6 +153,10 @@ def proved() -> str:
         "# What is proved\n",
         "Generated from `proofs/`. Each theorem is proved for every format that it names, for all values at full width unless its scope says otherwise. [How, and what must be trusted](../prover.md).\n",
     ]
+    times = json.loads((Path(__file__).parent / "proof_times.json").read_text())
+    parts.append(
+        f"Times are {times['solver']}'s seconds for all questions together, as one run of `capvisor prove --all --no-cache` gave them, which took {times['elapsed_seconds']} s on two cores.\n"
+    )
     groups: dict[str, list[Theorem]] = {}
     for theorem in THEOREMS.values():
         groups.setdefault(theorem.id.split(".")[0], []).append(theorem)
@@ -162,6 +167,10 @@ def proved() -> str:
             facts = [f"formats: {', '.join(theorem.formats)}", f"scope: {theorem.scope}", f"source: {theorem.source}"]
             facts += [f"leans on: {', '.join(theorem.uses)}"] if theorem.uses else []
             facts += [f"broken by: {', '.join(theorem.mutants)}"] if theorem.mutants else []
+            seconds = (times["solver_seconds"][f"{theorem.id}.{name}"] for name in theorem.formats)
+            facts.append(
+                "seconds: " + ", ".join(f"{each:.2f} ({name})" for each, name in zip(seconds, theorem.formats, strict=True))
+            )
             parts.append("".join(f"- {fact}\n" for fact in facts))
     return "\n".join(parts)
 

@@ -1,5 +1,6 @@
 """What the documentation shows is what happens: every console block is run, every page is generated and built from."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,7 @@ from capvisor.cli import main as command
 from capvisor.dsl.parser import parse
 from capvisor.dsl.printer import print_program
 from capvisor.proofs import runner
-from capvisor.proofs.theorem import THEOREMS
+from capvisor.proofs.theorem import THEOREMS, obligations
 from capvisor.spec.operations import OPERATIONS
 from tests.tutorial import ROOT
 
@@ -77,4 +78,6 @@ def test_every_page_of_the_reference_is_generated(tmp_path, monkeypatch) -> None
     index = (ROOT / "docs" / "index.md").read_text()
     assert set(pages) == set(re.findall(r"^reference/(\w+)$", index, re.MULTILINE))
     assert all(f"`{row.name} {row.syntax}`" in pages["operations"] for row in OPERATIONS.values())
+    times = json.loads((ROOT / "docs" / "proof_times.json").read_text())["solver_seconds"]
+    assert set(times) == set(obligations()), "make times"
     assert "capvisor conform" in pages["command"] and "start: line" in pages["language"]
