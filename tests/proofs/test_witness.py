@@ -1,7 +1,11 @@
 """Counterexamples as programs: what breaks a theorem makes its program fail, and nothing else does."""
 
 import pytest
+from junitparser import JUnitXml
 
+from capvisor.cli import main as command
+from capvisor.cli import prove
+from capvisor.cli.status import Status
 from capvisor.dsl.parser import parse
 from capvisor.dsl.runner import run
 from capvisor.proofs import runner, witness
@@ -49,3 +53,25 @@ def test_a_statement_that_is_false_has_its_program(name) -> None:
     obligation = obligations()[name]
     outcomes, _interrupted = runner.prove([obligation], runner.Settings())
     assert witness.program_of(obligation, outcomes[0].counterexample) is not None
+
+
+def test_the_command_saves_programs_and_writes_junit(tmp_path, capsys) -> None:
+    folder, report = tmp_path / "found", tmp_path / "report.xml"
+    arguments = ["prove", "bounds.valid_top.cc64", "bounds.round.up.cc64", "--no-cache"]
+    assert command.status_of([*arguments, "--save", str(folder), "--junit", str(report)]) == Status.OK
+    assert [path.name for path in folder.iterdir()] == ["bounds.valid_top.cc64.cap"]
+    assert command.status_of(["run", str(folder)]) == Status.VIOLATION
+    cases = list(next(iter(JUnitXml.fromfile(str(report)))))
+    assert {(case.classname, case.name) for case in cases} == {
+        ("capvisor.bounds", "valid_top.cc64"),
+        ("capvisor.bounds", "round.up.cc64"),
+    }
+    assert all(case.is_passed for case in cases)
+    with in_force(MUTANTS["crrl-down"]):
+        obligation = obligations()["bounds.round.up.cc64"]
+        (bite,) = (each for each in bites(obligation.theorem, 20) if each.mutant.name == "crrl-down")
+        outcome = runner.Outcome(obligation, runner.Verdict.REFUTED, counterexample=bite.values)
+        assert prove._as_case(outcome).message == "REFUTED" and not prove._as_case(outcome).is_error
+    capsys.readouterr()
+    assert command.status_of([*arguments, "--junit", str(tmp_path / "no" / "report.xml")]) == Status.USAGE
+    assert "there is no folder" in capsys.readouterr().err
