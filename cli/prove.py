@@ -24,7 +24,7 @@ from capvisor.proofs.sweep import MODULES, Finding, changes
 from capvisor.proofs.sweep import sweep as sweep_modules
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
-from capvisor.proofs.witness import program_of
+from capvisor.proofs.witness import any_program_of
 
 
 @click.command()
@@ -235,7 +235,7 @@ def _program(outcome: Outcome) -> str | None:
         return None
     if outcome.obligation.theorem.id.endswith(programs.SUFFIX):
         return print_program(with_values(files.read(Path(outcome.obligation.theorem.id)), outcome.counterexample))
-    return program_of(outcome.obligation, outcome.counterexample)
+    return any_program_of(outcome.obligation, outcome.counterexample)
 
 
 def _as_case(outcome: Outcome) -> Case:

@@ -10,7 +10,6 @@ import ast
 import copy
 import importlib
 import inspect
-import random
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +21,7 @@ import z3
 
 from capvisor.model import bounds, capability
 from capvisor.model.capability import Capability
-from capvisor.proofs import solve, symbolic
+from capvisor.proofs import drawn, solve, symbolic
 from capvisor.proofs.mutants import functions, source_in_force
 from capvisor.proofs.symbolic import Unfaithful
 from capvisor.proofs.theorem import Given, Obligation, obligations, queries
@@ -133,55 +132,7 @@ def _is_condition(node: ast.expr) -> bool:
 
 # -- noticing --------------------------------------------------------------------------------------------------------------
 
-DRAWS = 400
-"""How many drawn inputs a theorem gets before the solver is asked."""
 _BROKEN = (Unfaithful, TypeError, ValueError, OverflowError, AttributeError)
-
-
-class Drawn(Given):
-    """Gives values drawn at random, most of them near the edges where rules change."""
-
-    def __init__(self, seed: str) -> None:
-        super().__init__()
-        self._random = random.Random(seed)
-        self._given: dict[str, int] = {"": 0}
-
-    def word(self, name: str, bits: int) -> int:
-        """A number of so many bits: any, a short one, one with a run of ones, or near another that was given."""
-        draw, mask = self._random, (1 << bits) - 1
-        number = draw.getrandbits(draw.randint(1, bits))
-        kind = draw.randrange(6)
-        if kind == 0:
-            number = mask ^ number
-        elif kind == 1:
-            number = (1 << draw.randint(0, bits)) - draw.randrange(3)
-        elif kind == 2:
-            number = draw.choice(list(self._given.values())) + draw.choice((-1, 0, 0, 1, 8, number >> bits // 2))
-        elif kind == 3:
-            number = number << draw.randrange(bits)
-        self._given[name] = number & mask
-        return number & mask
-
-    def flag(self, name: str) -> bool:
-        """A truth value, more often true: tags are what matters."""
-        self._given[name] = self._random.random() < 0.8
-        return bool(self._given[name])
-
-    def capability(self, fmt: CapabilityFormat, name: str) -> Capability:
-        """Any bits, or what a few derivations make of the root."""
-        if self._random.random() < 0.2:
-            return super().capability(fmt, name)
-        width, draw = fmt.address_width, self._random
-        cap, _exact = capability.set_bounds(capability.root(fmt, self.word(name, width)), self.word(name, width))
-        if draw.random() < 0.7:
-            cap = capability.increment_address(cap, self.word(name, width))
-        if draw.random() < 0.4:
-            cap = capability.and_permissions(cap, self.word(name, width))
-        if draw.random() < 0.3:
-            types = (fmt.otype_sentry, fmt.max_otype, draw.randrange(fmt.max_otype), cap.address)
-            cap = capability.set_otype(cap, draw.choice(types))
-        self._given |= {f"{name}_meta": cap.meta, f"{name}_otype": cap.otype, f"{name}_base": cap.base}
-        return cap.with_tag(self.flag(name))
 
 
 def theorems_for(change: Change) -> list[Obligation]:
@@ -228,15 +179,10 @@ def examine(change: Change, timeout_s: float) -> Finding:
 
 
 def _falls_on_drawn_values(obligation: Obligation) -> bool:
-    for number in range(DRAWS):
-        given = Drawn(f"{obligation.id} {number}")
-        try:
-            goal = obligation.theorem.claim(obligation.format, given)
-        except _BROKEN:
-            return True
-        if not goal and all(given.assumptions):
-            return True
-    return False
+    try:
+        return next(drawn.counterexamples(obligation), None) is not None
+    except _BROKEN:
+        return True
 
 
 def _refutes(obligation: Obligation, timeout_s: float) -> str:

@@ -5,6 +5,7 @@ theorem's capabilities are c1, c2, .. in the order in which it takes them, its w
 here is not what is proved, and needn't be as strong: a program is shown only once it has been run, and fails.
 """
 
+import itertools
 import re
 import textwrap
 
@@ -12,6 +13,7 @@ from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.parser import parse
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import Implementation, run
+from capvisor.proofs import drawn
 from capvisor.proofs.theorem import Obligation
 from capvisor.spec.formats import CapabilityFormat, Permission
 
@@ -175,6 +177,12 @@ def program_of(obligation: Obligation, values: dict[str, int]) -> str | None:
     alone = not obligation.theorem.id.startswith("kernels.")
     fails = not run(program, lets, Implementation.REFERENCE if alone else Implementation.BOTH).passed
     return print_program(program) if fails else None
+
+
+def any_program_of(obligation: Obligation, values: dict[str, int]) -> str | None:
+    """As `program_of`; where the language can't say these values, of others that were drawn."""
+    tried = itertools.chain([values], drawn.counterexamples(obligation))
+    return next(filter(None, (program_of(obligation, each) for each in tried)), None)
 
 
 def _given(register: int, name: str, values: dict[str, int]) -> str:

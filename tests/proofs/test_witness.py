@@ -11,7 +11,8 @@ from capvisor.dsl.runner import run
 from capvisor.proofs import runner, witness
 from capvisor.proofs.mutants import MUTANTS, in_force
 from capvisor.proofs.teeth import bites
-from capvisor.proofs.theorem import THEOREMS, obligations
+from capvisor.proofs.theorem import THEOREMS, Obligation, obligations
+from capvisor.spec.formats import FORMATS
 
 assert runner  # imported for the theorems that it brings along
 
@@ -35,7 +36,10 @@ def test_a_counterexample_is_a_program_that_fails_while_the_code_is_broken(theor
     for bite in list(bites(theorem, 60)):
         assert bite.fallen is not None and bite.values is not None
         with in_force(MUTANTS[bite.mutant.name]):
-            text = witness.program_of(bite.fallen, bite.values)
+            # The values that a solver finds differ from machine to machine; those that are drawn don't.
+            fallen = [Obligation(theorem, FORMATS[name]) for name in theorem.formats]
+            found = (witness.any_program_of(each, bite.values if each == bite.fallen else {}) for each in fallen)
+            text = next(filter(None, found), None)
             shown += text is not None
             if text is not None:
                 assert not run(parse(text), _lets(text)).passed
