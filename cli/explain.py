@@ -9,7 +9,7 @@ from capvisor.cli.status import InputError, Status
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model.machine import RULES
 from capvisor.spec.encodings import encodings
-from capvisor.spec.operations import OPERATIONS
+from capvisor.spec.operations import FETCH_TRAPS, OPERATIONS
 from capvisor.spec.traps import CAUSES_BY_NAME
 
 assert _rules
@@ -25,8 +25,11 @@ def explain(name: str) -> int:
         out.print(f"{row.name} {row.syntax}\n  {row.summary}\n")
         if row.minimum_xlen > 32:
             out.print(f"  needs a {row.minimum_xlen}-bit machine")
+        if row.mode is not None:
+            out.print(f"  what its encoding means in {row.mode.value} mode")
+        out.print(f"  refused at its fetch, in this order, for: {', '.join(FETCH_TRAPS)}")
         if row.traps:
-            out.print(f"  refused, in this order, for: {', '.join(row.traps)}")
+            out.print(f"  then, in this order, for: {', '.join(row.traps)}")
         for xlen in (32, 64):
             if name in encodings(xlen):
                 out.print(f"  encoded on RV{xlen}: {encodings(xlen)[name].picture()}")
@@ -39,6 +42,7 @@ def explain(name: str) -> int:
         code = f", capability cause {cause.capability_cause:#x}" if cause.capability_cause else ""
         out.print(f"{cause.name}: {cause.meaning}\n  mcause {cause.mcause}{code}")
         givers = [row.name for row in OPERATIONS.values() if name in row.traps]
-        out.print(f"  given by: {', '.join(givers) or 'no operation yet'}")
+        at_fetch = "any operation, at its fetch; " if name in FETCH_TRAPS else ""
+        out.print(f"  given by: {at_fetch}{', '.join(givers) or 'no operation'}")
         return Status.OK
     raise InputError(f"`{name}` is no operation and no trap cause: `capvisor list operations`, `capvisor list traps`")

@@ -9,6 +9,7 @@ from capvisor.cli.status import Status
 from capvisor.dsl.fields import FIELDS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.operations import OPERATIONS
+from capvisor.spec.registers import SPECIAL_REGISTERS, STATUS_REGISTERS
 from capvisor.spec.traps import CAUSES
 from capvisor.spec.vectors import VECTOR_OPERATIONS
 
@@ -28,6 +29,13 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
             for row in CAUSES
         ],
     ),
+    "registers": (
+        ("register", "number", "meaning"),
+        [
+            *((row.name, row.number, row.meaning) for row in SPECIAL_REGISTERS.values()),
+            *((row.name, f"{row.number:#x}", row.meaning) for row in STATUS_REGISTERS.values()),
+        ],
+    ),
     "fields": (
         ("field", "kind", "meaning"),
         [(row.name, "condition" if row.is_condition else "number", row.meaning) for row in FIELDS.values()],
@@ -42,7 +50,7 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
 @click.command(name="list")
 @click.argument("what", type=click.Choice(list(_TABLES)))
 def listing(what: str) -> int:
-    """List what there is: operations, capability formats, trap causes, fields of a capability, kinds of golden vectors."""
+    """List what there is: operations, formats, trap causes, special registers, a capability's fields, golden vectors."""
     columns, rows = _TABLES[what]
     console().print(table(columns, rows), soft_wrap=False)
     return Status.OK

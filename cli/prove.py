@@ -3,6 +3,7 @@
 import fnmatch
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
 from capvisor.proofs import programs, solve
 from capvisor.proofs.cache import Cache, default_folder
+from capvisor.proofs.isa import PREFIX, cells, is_cell
+from capvisor.proofs.matrix import prove as prove_cells
+from capvisor.proofs.matrix import table_of
 from capvisor.proofs.programs import obligation_of
 from capvisor.proofs.runner import Outcome, Settings, Verdict, with_lemmas
 from capvisor.proofs.runner import prove as prove_obligations
@@ -25,11 +29,14 @@ from capvisor.proofs.sweep import sweep as sweep_modules
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
 from capvisor.proofs.witness import any_program_of
+from capvisor.spec.formats import FORMATS
+from capvisor.spec.invariants import INVARIANTS
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[ID, GLOB or FILE.cap]...")
-@click.option("--all", "everything", is_flag=True, help="Every obligation.")
+@click.option("--all", "everything", is_flag=True, help="Every obligation but the matrix.")
+@click.option("--matrix", is_flag=True, help="Every operation against every invariant of the machine, with a table.")
 @click.option(
     "--list", "listing", is_flag=True, help="List the obligations chosen, with their statements, and prove nothing."
 )
@@ -57,6 +64,7 @@ from capvisor.proofs.witness import any_program_of
 def prove(
     names: tuple[str, ...],
     everything: bool,
+    matrix: bool,
     listing: bool,
     dependencies: bool,
     teeth: bool,
@@ -75,13 +83,14 @@ def prove(
     """Prove theorems about the reference, by executing its own code on symbolic values with Z3.
 
     An obligation is a theorem for one capability format: `bounds.set.covers.cc128`. Names may be patterns: `bounds.*`,
-    `*.cc64`. A program is a theorem too: whatever values its `any`s have, it passes.
+    `*.cc64`. A program is a theorem too: whatever values its `any`s have, it passes. A cell of the matrix says that an
+    operation keeps an invariant: `isa.csetbounds.M1.cc128`.
     """
     check_writable(json_path)
     check_writable(junit_path)
     if sweep:
         return _sweep(timeout, workers)
-    chosen = _choose(names, everything or (listing and not names))
+    chosen = _choose(names, everything or (listing and not names and not matrix), matrix)
     out = console()
     if listing:
         rows = [(each.id, each.theorem.statement) for each in chosen]
@@ -108,13 +117,36 @@ def prove(
     start = time.perf_counter()
     try:
         with progress("obligations", len(with_lemmas(chosen))) as advance:
-            outcomes, interrupted = prove_obligations(chosen, settings, lambda _outcome: advance(1))
+            outcomes, interrupted = _prove(chosen, settings, lambda _outcome: advance(1))
     except solve.SolverMissing as error:
         raise InputError(str(error)) from None
     elapsed_s = time.perf_counter() - start
     write_json(json_path, "prove", {"seconds": elapsed_s, "obligations": [_as_json(outcome) for outcome in outcomes]})
     write_text(junit_path, junit_xml("prove", [_as_case(outcome) for outcome in outcomes]))
-    return _report(chosen, outcomes, interrupted, elapsed_s, save)
+    if matrix:
+        columns, marks = table_of(outcomes)
+        out.print(table(("operation", *columns), marks), soft_wrap=False)
+        out.print(
+            f"a mark for each of {', '.join(FORMATS)}: + proved, ? unknown, X refuted, v vacuous, . no such operation\n"
+        )
+        for column in columns:
+            out.print(f"{column}  {INVARIANTS[column].statement}")
+        outcomes, chosen = (
+            [each for each in outcomes if is_cell(each.obligation)],
+            [each for each in chosen if is_cell(each)],
+        )
+    return _report(chosen, outcomes, interrupted, elapsed_s, save, quiet=matrix)
+
+
+def _prove(chosen: list[Obligation], settings: Settings, finished: Callable[[Outcome], None]) -> tuple[list[Outcome], bool]:
+    """Prove obligations and cells; what cells lean on is proved with them."""
+    theorems = [each for each in chosen if not is_cell(each)]
+    outcomes, interrupted = prove_obligations(theorems, settings, finished)
+    if interrupted or len(theorems) == len(chosen):
+        return outcomes, interrupted
+    others, interrupted = prove_cells([each for each in chosen if is_cell(each)], settings, finished)
+    known = {outcome.obligation.id for outcome in outcomes}
+    return [*outcomes, *(each for each in others if each.obligation.id not in known)], interrupted
 
 
 def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
@@ -155,14 +187,16 @@ def _sweep(timeout_s: float, workers: int) -> int:
     return Status.VIOLATION if unexplained else Status.OK
 
 
-def _choose(names: tuple[str, ...], everything: bool) -> list[Obligation]:
+def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> list[Obligation]:
     known = obligations()
-    if everything:
-        return list(known.values())
+    if everything or matrix:
+        return [*(known.values() if everything else ()), *(cells().values() if matrix else ())]
     if not names:
         raise InputError(
             "say what to prove: an id, a pattern such as `bounds.*`, or --all (`capvisor prove --list` shows them)"
         )
+    if any(name.startswith(f"{PREFIX}.") for name in names):
+        known = known | cells()
     chosen: dict[str, Obligation] = {}
     for name in names:
         if name.endswith(programs.SUFFIX):
@@ -185,11 +219,21 @@ def _make_folder(folder: Path) -> None:
 
 
 def _report(
-    chosen: list[Obligation], outcomes: list[Outcome], interrupted: bool, elapsed_s: float, save: Path | None
+    chosen: list[Obligation],
+    outcomes: list[Outcome],
+    interrupted: bool,
+    elapsed_s: float,
+    save: Path | None,
+    *,
+    quiet: bool = False,
 ) -> int:
+    """Say what came out, obligation by obligation unless quiet; the exit status."""
     out = console()
     rows = [_row(outcome) for outcome in outcomes]
-    out.print(table(("obligation", "verdict", "questions", "cached", "solver s"), rows, right=(2, 3, 4)), soft_wrap=False)
+    if not quiet:
+        out.print(
+            table(("obligation", "verdict", "questions", "cached", "solver s"), rows, right=(2, 3, 4)), soft_wrap=False
+        )
     for outcome in outcomes:
         if not outcome.as_expected:
             _explain(out.print, outcome)

@@ -4,13 +4,13 @@ import click
 
 from capvisor.cli.output import console
 from capvisor.cli.status import InputError, Status
-from capvisor.dsl.evaluate import constant
 from capvisor.dsl.parser import parse
 from capvisor.dsl.printer import print_instruction
-from capvisor.dsl.syntax import Expression, Instruction, Integer, Operator, Register, Unary
-from capvisor.spec.encodings import WORD_MASK, decode, encodings
+from capvisor.dsl.runner import operand_value
+from capvisor.dsl.syntax import Expression, Instruction, Integer, Name, Operator, Register, Unary
+from capvisor.spec.encodings import ORDERING_BIT, WORD_MASK, decode, encodings
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.operations import OPERATIONS, OperandKind
+from capvisor.spec.operations import OPERATIONS, Mode, OperandKind
 
 _format = click.option(
     "--format",
@@ -29,22 +29,33 @@ def asm(instructions: tuple[str, ...], format_name: str) -> int:
     """Encode instructions, each one argument: 'csetbounds ca0, ca1, a2'."""
     xlen = FORMATS[format_name].address_width
     for text in instructions:
-        statements = list(parse(f"machine {format_name} {{}}\n{text}", "<instruction>").statements)[1:]
+        plain, ordering = without_ordering(text)
+        statements = list(parse(f"machine {format_name} {{}}\n{plain}", "<instruction>").statements)[1:]
         if len(statements) != 1 or not isinstance(statements[0], Instruction):
             raise InputError(f"`{text}` is not one instruction")
         instruction = statements[0]
         encoding = encodings(xlen).get(instruction.name)
         if encoding is None:
             raise InputError(f"`{instruction.name}` is one step of a program, but no instruction: it has no encoding")
-        word = encoding.encode(tuple(_number(operand) for operand in instruction.operands))
-        console().print(f"{word:#010x}  {print_instruction(instruction)}")
+        kinds = OPERATIONS[instruction.name].operands
+        numbers = tuple(operand_value(*pair) for pair in zip(kinds, instruction.operands, strict=True))
+        word = encoding.encode(numbers) | ordering << ORDERING_BIT
+        console().print(f"{word:#010x}  {with_ordering(print_instruction(instruction), instruction.name, ordering)}")
     return Status.OK
 
 
 @click.command()
+@click.option(
+    "--mode",
+    "mode_name",
+    default=Mode.CAPABILITY.value,
+    show_default=True,
+    type=click.Choice([mode.value for mode in Mode]),
+    help="The mode that PCC is in: some words mean something else in the other.",
+)
 @click.argument("words", nargs=-1, required=True, metavar="WORD...")
 @_format
-def disasm(words: tuple[str, ...], format_name: str) -> int:
+def disasm(words: tuple[str, ...], format_name: str, mode_name: str) -> int:
     """Decode instruction words, such as 0x208586db. Exit status 1 if one encodes nothing that is modelled."""
     status = Status.OK
     for text in words:
@@ -54,22 +65,44 @@ def disasm(words: tuple[str, ...], format_name: str) -> int:
             raise InputError(f"`{text}` is no number") from None
         if not 0 <= word <= WORD_MASK:
             raise InputError(f"`{text}` is no word of 32 bits")
-        decoded = decode(word, FORMATS[format_name].address_width)
+        decoded = decode(word, FORMATS[format_name].address_width, Mode(mode_name))
         if decoded is None:
             status = Status.VIOLATION
             console().print(f"{word:#010x}  encodes no instruction that is modelled")
             continue
         name, numbers = decoded
         operands = tuple(_operand(kind, value) for kind, value in zip(OPERATIONS[name].operands, numbers, strict=True))
-        console().print(f"{word:#010x}  {print_instruction(Instruction(name, operands))}")
+        written = print_instruction(Instruction(name, operands))
+        console().print(f"{word:#010x}  {with_ordering(written, name, ordering_of(word))}")
     return status
 
 
-def _number(operand: Expression) -> int:
-    return operand.number if isinstance(operand, Register) else constant(operand)
+_ORDERINGS = ("", ".rl", ".aq", ".aqrl")
+
+
+def without_ordering(text: str) -> tuple[str, int]:
+    """An instruction's text without the ordering that its mnemonic ends in (`lr.w.aq`), and the number of that ordering."""
+    mnemonic, _space, operands = text.strip().partition(" ")
+    for number, suffix in reversed(list(enumerate(_ORDERINGS))):
+        name = mnemonic.removesuffix(suffix)
+        if suffix and name != mnemonic and name in OPERATIONS and OPERATIONS[name].has_ordering:
+            return f"{name} {operands}", number
+    return text, 0
+
+
+def with_ordering(text: str, name: str, ordering: int) -> str:
+    """An instruction's text with its ordering behind the mnemonic."""
+    return text.replace(name, f"{name}{_ORDERINGS[ordering]}", 1) if ordering and OPERATIONS[name].has_ordering else text
+
+
+def ordering_of(word: int) -> int:
+    """The ordering that an atomic instruction's word asks for: bit 1 is aq, bit 0 rl."""
+    return word >> ORDERING_BIT & 3
 
 
 def _operand(kind: OperandKind, value: int) -> Expression:
     if kind.is_register:
         return Register(value, kind.is_capability)
+    if value in kind.names.values():
+        return Name(next(name for name, number in kind.names.items() if number == value))
     return Integer(str(value)) if value >= 0 else Unary(Operator.SUBTRACT, Integer(str(-value)))

@@ -1,5 +1,7 @@
 """Writes docs/reference/ from what is declared in the code: operations, language, traps, formats, vectors, the command."""
 
+import functools
+import inspect
 import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -10,12 +12,14 @@ import click
 from capvisor.cli.main import capvisor
 from capvisor.cli.status import MEANINGS
 from capvisor.dsl.fields import FIELDS
-from capvisor.proofs import runner
+from capvisor.model.machine import RULES
+from capvisor.proofs import contracts, isa, runner
 from capvisor.proofs.theorem import THEOREMS, Theorem
 from capvisor.spec.encodings import encodings
 from capvisor.spec.formats import FORMATS, Permission
-from capvisor.spec.operations import OPERATIONS, Group, OperandKind
-from capvisor.spec.traps import CAUSES
+from capvisor.spec.invariants import INVARIANTS
+from capvisor.spec.operations import FETCH_TRAPS, OPERATIONS, Group, OperandKind
+from capvisor.spec.traps import CAUSES, CAUSES_BY_NAME
 from capvisor.spec.vectors import VECTOR_OPERATIONS
 
 assert runner  # imported for the theorems that it brings along
@@ -32,7 +36,7 @@ def operations() -> str:
     """The operation table, by group."""
     parts = [
         "# Operations\n",
-        "Generated from `spec/operations.py`. A refused operation changes nothing; its causes stand in the order of their checks.\n",
+        "Generated from `spec/operations.py`. A refused operation changes nothing but the trap state; its causes stand in the order of their checks, after those of the fetch. Each operation has its page.\n",
     ]
     for group in Group:
         rows = [row for row in OPERATIONS.values() if row.group is group]
@@ -40,7 +44,7 @@ def operations() -> str:
         columns = ["operation", "effect", "refused for"] if any(row.traps for row in rows) else ["operation", "effect"]
         cells = [
             [
-                f"`{row.name} {row.syntax}`",
+                f"[`{row.name} {row.syntax}`](instructions/{file_of(row.name)}.md)".replace(" `]", "`]"),
                 row.summary + (" (64-bit machines)" if row.minimum_xlen > 32 else ""),
                 ", ".join(row.traps),
             ]
@@ -58,7 +62,7 @@ def encodings_page() -> str:
     """The instruction word of each operation."""
     parts = [
         "# Encodings\n",
-        "Generated from `spec/encodings.py`: the word of each operation from bit 31 to 0. `capvisor asm` encodes, `capvisor disasm` decodes. `li` is one step of a program, and no instruction. Loads and stores by capability are encoded as RISC-V's own, which they are in capability mode.\n",
+        "Generated from `spec/encodings.py`: the word of each operation from bit 31 to 0. `capvisor asm` encodes, `capvisor disasm` decodes. `li` is one step of a program, and no instruction. Some words mean one operation in integer mode and another in capability mode: `lw` and `clw`.\n",
     ]
     for group in Group:
         names = [row.name for row in OPERATIONS.values() if row.group is group and row.name in encodings(64)]
@@ -68,6 +72,65 @@ def encodings_page() -> str:
             narrow = encodings(32)[name].picture() if name in encodings(32) else "none"
             cells.append([f"`{name}`", f"`{wide}`" + ("" if narrow == wide else f"; RV32: `{narrow}`")])
         parts += [f"## {group.value.capitalize()}\n", table(["operation", "word"], cells)]
+    return "\n".join(parts)
+
+
+def file_of(name: str) -> str:
+    """The name of an operation's page: its own, with a dash for a dot."""
+    return name.replace(".", "-")
+
+
+def instruction(name: str) -> str:
+    """The page of one operation: what it does, for what it is refused, its word, its rule, what is proved of it."""
+    row = OPERATIONS[name]
+    parts = [f"# {name}\n", f"`{name} {row.syntax}`".replace(" `", "`") + f": {row.summary}.\n"]
+    facts = [f"group: {row.group.value}", f"machines: {'RV64 alone' if row.minimum_xlen > 32 else 'RV64 and RV32'}"]
+    facts += [f"mode: what its encoding means in {row.mode.value} mode"] if row.mode is not None else []
+    facts += [f"source: {row.source}"]
+    parts.append("".join(f"- {fact}\n" for fact in facts))
+    parts.append("## Refused for\n")
+    parts.append(
+        f"In this order: at its fetch {', '.join(FETCH_TRAPS)}, by PCC" + ("; then its own:\n" if row.traps else ".\n")
+    )
+    if row.traps:
+        causes = [(number, f"`{each}`", CAUSES_BY_NAME[each].meaning) for number, each in enumerate(row.traps, start=1)]
+        parts.append(table(["", "cause", "meaning"], causes))
+    parts.append("## Encoding\n")
+    words = [(f"RV{xlen}", f"`{encodings(xlen)[name].picture()}`") for xlen in (64, 32) if name in encodings(xlen)]
+    parts.append(
+        table(["machine", "bits 31 to 0"], words) if words else "None: it is one step of a program, and no instruction.\n"
+    )
+    shared = inspect.unwrap(RULES[name]) is not RULES[name]
+    parts.append("## Rule\n")
+    parts.append("As the reference executes it" + (", shared by its family:\n" if shared else ":\n"))
+    parts.append(f"```python\n{inspect.getsource(RULES[name])}```\n")
+    parts.append("## Theorems\n")
+    cells = [
+        (
+            f"`{isa.PREFIX}.{name}.{each}`",
+            INVARIANTS[each].title if each in INVARIANTS else "the fast path's step is the reference's",
+        )
+        for each in isa.columns()
+    ]
+    parts.append(table(["cell of [the matrix](../matrix.md)", "what it keeps"], cells))
+    lemmas = contracts.lemmas_for([name])
+    parts.append(f"They lean on {', '.join(f'`{each}`' for each in lemmas)}: [what is proved](../proved.md).\n")
+    return "\n".join(parts)
+
+
+def matrix() -> str:
+    """The matrix of operations and invariants: what each column says."""
+    parts = [
+        "# The matrix\n",
+        "Generated from `spec/invariants.py` and `proofs/isa.py`. Every operation keeps every invariant: `capvisor prove --matrix` proves "
+        "it and prints the table; a cell alone is `capvisor prove isa.csetbounds.M1.cc128`. [How one step becomes all runs]"
+        "(../matrix.md).\n",
+    ]
+    for invariant in INVARIANTS.values():
+        parts.append(f"## {invariant.name}: {invariant.title}\n\n{invariant.statement}\n\nSource: {invariant.source}.\n")
+        parts.append(f"```python\n{inspect.getsource(invariant.holds)}```\n")
+    parts.append("## Rows\n")
+    parts.append(", ".join(f"[`{name}`](instructions/{file_of(name)}.md)" for name in OPERATIONS) + "\n")
     return "\n".join(parts)
 
 
@@ -182,6 +245,8 @@ PAGES = {
     "architecture": architecture,
     "command": command,
     "proved": proved,
+    "matrix": matrix,
+    **{f"instructions/{file_of(name)}": functools.partial(instruction, name) for name in OPERATIONS},
 }
 
 
@@ -189,7 +254,9 @@ def main() -> None:
     """Write every page."""
     REFERENCE.mkdir(exist_ok=True)
     for name, make in PAGES.items():
-        (REFERENCE / f"{name}.md").write_text(make())
+        path = REFERENCE / f"{name}.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(make())
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ class _Checker:
             raise self._error(f"`{row.name}` takes `{row.syntax}`, and no address", instruction.position)
         for kind, operand in zip(row.operands, instruction.operands, strict=True):
             self._operand(row.name, row.syntax, kind, operand)
-        self._expectations(instruction.expectations, row.traps)
+        self._expectations(instruction.expectations, row.all_traps)
 
     def _operand(self, name: str, syntax: str, kind: OperandKind, operand: Expression) -> None:
         assert self._format is not None
@@ -202,11 +202,20 @@ class _Checker:
         else:
             if isinstance(operand, Register):
                 raise self._error(f"`{name}` takes `{syntax}`: `{kind.value}` must be a number", operand.position)
+            if kind.names and isinstance(operand, Name):
+                if operand.name not in kind.names:
+                    known = _suggest(operand.name, kind.names) or f": there are {_list(kind.names)}"
+                    raise self._error(f"`{name}` knows no register `{operand.name}`{known}", operand.position)
+                return
             value = self._constant(operand, f"the immediate of `{name}`")
             low, high = kind.immediate_range(self._format.address_width)
             if not low <= value <= high:
                 raise self._error(
                     f"{_short(value)} doesn't fit the immediate of `{name}`: {low} to {high}", operand.position
+                )
+            if value % kind.alignment:
+                raise self._error(
+                    f"the offset of `{name}` must be even: instructions are at even addresses", operand.position
                 )
 
     def _expectations(self, expectations: tuple[Expectation, ...], traps: tuple[str, ...]) -> None:
@@ -215,7 +224,7 @@ class _Checker:
                 message = f"unknown trap cause `{expectation.cause}`{_suggest(expectation.cause, CAUSES_BY_NAME)}"
                 raise self._error(message, expectation.position)
             if expectation.cause not in traps:
-                known = f"it can give {', '.join(traps)}" if traps else "it is never refused"
+                known = f"it can give {', '.join(traps)}"
                 raise self._error(f"this operation never gives {expectation.cause}: {known}", expectation.position)
             if expectation.when is not None:
                 self._condition(expectation.when, "`when` needs a condition")

@@ -45,6 +45,9 @@ class _Nothing:
         raise LookupError(name)
 
 
+NOTHING = _Nothing()
+
+
 def _not(condition: Any) -> Any:
     return condition ^ True
 
@@ -96,7 +99,7 @@ def evaluate(expression: Expression, environment: Environment) -> Any:
 
 def constant(expression: Expression) -> int:
     """The value of a number that is made of literals alone."""
-    value: int = evaluate(expression, _Nothing())
+    value: int = evaluate(expression, NOTHING)
     return value
 
 

@@ -101,7 +101,7 @@ def print_instruction(instruction: Instruction) -> str:
         operands[-2:] = [f"{offset}({base})"]
     if row.has_address_in_parentheses:
         operands[-1] = f"({operands[-1]})"
-    text = f"{instruction.name:<{_MNEMONIC_COLUMNS}}{', '.join(operands)}"
+    text = f"{instruction.name:<{_MNEMONIC_COLUMNS}}{', '.join(operands)}".rstrip()
     if len(instruction.name) >= _MNEMONIC_COLUMNS:
         text = f"{instruction.name} {', '.join(operands)}"
     return "  ".join([text, *(_expectation(expectation) for expectation in instruction.expectations)])

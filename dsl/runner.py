@@ -9,7 +9,7 @@ from typing import Any as AnyType
 import numpy as np
 
 from capvisor.dsl.errors import ProgramError
-from capvisor.dsl.evaluate import evaluate, memory_of
+from capvisor.dsl.evaluate import NOTHING, evaluate, memory_of
 from capvisor.dsl.fields import FIELDS
 from capvisor.dsl.lanes import LaneInt, as_flags, as_words
 from capvisor.dsl.printer import print_expression, print_instruction
@@ -34,10 +34,10 @@ from capvisor.fastpath.memory import BYTES_PER_GRANULE
 from capvisor.fastpath.workspace import Causes, Flags, Workspace
 from capvisor.model import capability
 from capvisor.model import isa as _rules  # declares the rules
-from capvisor.model.machine import Hart, Trap
+from capvisor.model.machine import Hart
 from capvisor.model.memory import Memory
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.operations import OPERATIONS
+from capvisor.spec.operations import OPERATIONS, OperandKind
 from capvisor.spec.traps import CAUSES_BY_NAME, CAUSES_BY_NUMBER
 
 __all__ = ["Implementation", "LaneRun", "ReferenceRun", "Verdict", "run", "with_values"]
@@ -105,11 +105,8 @@ class ReferenceRun:
 
     def step(self, instruction: Instruction) -> TrapOutcome:
         """Execute an operation; cause and trap value if it is refused."""
-        try:
-            self.hart.step(instruction.name, operand_values(instruction, self))
-        except Trap as trap:
-            return trap.cause.name, trap.value
-        return None
+        trap = self.hart.step(instruction.name, operand_values(instruction, self))
+        return None if trap is None else (trap.cause.name, trap.value)
 
     def holds(self, condition: Expression) -> bool:
         """A condition's truth."""
@@ -189,9 +186,17 @@ def operand_values(instruction: Instruction, environment: AnyType) -> tuple[AnyT
     """What an operation's operands are worth: register numbers, and the values of all else."""
     kinds = OPERATIONS[instruction.name].operands
     return tuple(
-        operand.number if kind.is_register and isinstance(operand, Register) else evaluate(operand, environment)
-        for kind, operand in zip(kinds, instruction.operands, strict=True)
+        operand_value(kind, operand, environment) for kind, operand in zip(kinds, instruction.operands, strict=True)
     )
+
+
+def operand_value(kind: OperandKind, operand: Expression, environment: AnyType = NOTHING) -> AnyType:
+    """What one operand is worth; without an environment, one that is made of literals alone."""
+    if kind.is_register and isinstance(operand, Register):
+        return operand.number
+    if kind.names and isinstance(operand, Name):
+        return kind.names[operand.name]
+    return evaluate(operand, environment)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from capvisor.fastpath.machine import DDC, BatchMachine
+from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
 from capvisor.model import capability
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart
@@ -71,7 +71,7 @@ def hart_granules(hart: Hart) -> dict[int, Granule]:
 
 
 def differences(hart: Hart, machine: BatchMachine, lane: int, *, whole_memory: bool = False) -> list[str]:
-    """What differs between a hart and a lane: program counter, DDC, all registers, memory. Empty if nothing does.
+    """What differs between a hart and a lane: all registers, the special ones and the CSRs, memory. Empty if nothing does.
 
     All of memory is compared where it has at most `SMALL_MEMORY` granules or `whole_memory` says so; of larger ones, the
     granules that the hart has ever written.
@@ -79,8 +79,15 @@ def differences(hart: Hart, machine: BatchMachine, lane: int, *, whole_memory: b
     found = []
     if int(machine.pc[lane]) != hart.pc:
         found.append(f"pc: reference {hart.pc:#x}, fast path {int(machine.pc[lane]):#x}")
+    for name in (*NUMBERS, "is_reserved"):
+        if name == "reservation" and not hart.is_reserved:
+            continue
+        number = int((machine.is_reserved if name == "is_reserved" else machine.numbers[name])[lane])
+        if number != getattr(hart, name):
+            found.append(f"{name}: reference {int(getattr(hart, name)):#x}, fast path {number:#x}")
     registers = [(f"c{number}", hart.capability(number), number) for number in range(REGISTER_COUNT)]
-    for name, expected, row in [*registers, ("ddc", hart.ddc, DDC)]:
+    special = [(name, getattr(hart, name), row) for name, row in SPECIAL_ROWS.items()]
+    for name, expected, row in [*registers, *special]:
         actual = lane_capability(machine, row, lane)
         if actual != expected:
             found.append(

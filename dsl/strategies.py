@@ -100,7 +100,8 @@ def _operand(kind: OperandKind, fmt: CapabilityFormat, names: tuple[str, ...]) -
     if kind is OperandKind.VALUE:
         return numbers(names, with_registers=False)
     low, high = kind.immediate_range(fmt.address_width)
-    return st.integers(low, high).map(_literal)
+    literals = st.integers(low // kind.alignment, high // kind.alignment).map(lambda count: _literal(count * kind.alignment))
+    return st.one_of(st.sampled_from(sorted(kind.names)).map(syntax.Name), literals) if kind.names else literals
 
 
 def _literal(number: int) -> Expression:
@@ -110,9 +111,7 @@ def _literal(number: int) -> Expression:
 
 @st.composite
 def _expectations(draw: st.DrawFn, row: Operation, names: tuple[str, ...]) -> tuple[syntax.Expectation, ...]:
-    if not row.traps:
-        return ()
-    causes = st.sampled_from(row.traps)
+    causes = st.sampled_from(row.all_traps)
     found = [
         syntax.Expectation(draw(causes), draw(conditions(names, with_registers=True)))
         for _ in range(draw(st.integers(0, 2)))

@@ -45,8 +45,13 @@ class Memory:
         self.halves = np.zeros((lanes, max(granules, 1), 2), np.uint64)
 
     def block(self, start: int, stop: int) -> "MemoryBlock":
-        """The memory of some of the lanes."""
-        return MemoryBlock(self, start, stop)
+        """The memory of neighbouring lanes."""
+        first = np.arange(stop - start, dtype=np.uint64) * np.uint64(self.tags.shape[1])
+        return MemoryBlock(self, self.tags[start:stop], self.halves[start:stop], first)
+
+    def selection(self, lanes: NDArray[np.int64]) -> "MemoryBlock":
+        """The memory of some lanes, anywhere."""
+        return MemoryBlock(self, self.tags, self.halves, lanes.view(np.uint64) * np.uint64(self.tags.shape[1]))
 
 
 class MemoryBlock:
@@ -55,13 +60,14 @@ class MemoryBlock:
     Accesses go to the lanes that `where` names, whose addresses must be in memory, and nowhere else.
     """
 
-    def __init__(self, memory: Memory, start: int, stop: int) -> None:
+    def __init__(self, memory: Memory, tags: Flags, halves: Words, first_granule: Words) -> None:
+        """Of tables of tags and halves, and where in them each lane's granules begin."""
         self.format = memory.format
         self.base = memory.base
         self.size_bytes = memory.size_bytes
-        self._tags = memory.tags[start:stop].reshape(-1)
-        self._halves = memory.halves[start:stop].reshape(-1)
-        self._first_granule = np.arange(stop - start, dtype=np.uint64) * np.uint64(memory.tags.shape[1])
+        self._tags = tags.reshape(-1)
+        self._halves = halves.reshape(-1)
+        self._first_granule = first_granule
         self._half_shift = memory.format.granule_shift - 1
 
     def contains(self, address: Words, size_bytes: int, ws: Workspace, out: Flags) -> None:

@@ -88,6 +88,16 @@ class Capability(NamedTuple):
         """Whether the object type is one that CSeal can't give, "unsealed" among them. Source: hasReservedOType."""
         return self.otype > self.format.max_otype
 
+    @property
+    def is_sound(self) -> bool:
+        """The invariant of a tagged capability: valid bounds bits, base <= top <= 2**A, no reserved bits.
+
+        Valid bits alone don't bound the top (theorem bounds.valid_top). The algebra keeps it: theorems invariant.*.
+        """
+        base, top = self.bounds
+        valid = bounds.bounds_are_valid(self.format, self.meta)
+        return valid & (base <= top) & (top <= self.format.address_space) & (self.reserved == 0)
+
     def permits(self, permission: Permission) -> bool:
         """Whether every bit of `permission` is held."""
         wanted = int(permission) << self.format.permissions.low

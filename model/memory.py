@@ -39,6 +39,11 @@ class SparseStore:
         self._written: dict[int, Granule] = {}
         self._unwritten = EMPTY
 
+    def __copy__(self) -> "SparseStore":
+        copied = SparseStore()
+        copied._written, copied._unwritten = dict(self._written), self._unwritten
+        return copied
+
     def get(self, index: int) -> Granule:
         return self._written.get(index, self._unwritten)
 

@@ -10,8 +10,9 @@ from capvisor.model import bounds, capability
 from capvisor.model.bits import not_, select
 from capvisor.model.capability import Capability
 from capvisor.proofs.bounds import alignment_of, by_exponent
-from capvisor.proofs.theorem import Given, implies, is_sound, same_but, theorem
+from capvisor.proofs.theorem import Given, implies, same_but, theorem
 from capvisor.spec.formats import CapabilityFormat, Permission
+from capvisor.spec.invariants import is_within
 
 # -- permissions and flags -----------------------------------------------------------------------------------------------
 
@@ -365,13 +366,6 @@ _MONOTONE_MUTANTS = {
 _MONOTONE_LEMMAS = ("bounds.set.monotone", "bounds.set.rounds", "bounds.set.finer", "bounds.shape")
 
 
-def is_within(inner: Capability, outer: Capability) -> Any:
-    """Whether bounds and permissions of one capability are within those of another."""
-    base, top = outer.bounds
-    inner_base, inner_top = inner.bounds
-    return (base <= inner_base) & (inner_top <= top) & (inner.permissions & outer.permissions == inner.permissions)
-
-
 def _declare_monotone(name: str, derive: _Derivation) -> None:
     lemmas = _MONOTONE_LEMMAS if name == "set_bounds" else ()
     moves = ", and the very same where it only moves" if name in _NEEDS_SPLIT else ""
@@ -436,7 +430,7 @@ def _declare_invariant(name: str, derive: _Derivation) -> None:
         if name in _NEEDS_SPLIT:
             by_exponent(fmt, given, cap.meta)
         result = derive(cap, other, given.word("n", fmt.address_width))
-        return implies(result.tag, is_sound(result))
+        return implies(result.tag, result.is_sound)
 
 
 for _name, _derive in DERIVATIONS.items():
@@ -454,7 +448,7 @@ for _name, _derive in DERIVATIONS.items():
     mutants=("validity-of-perms",),
 )
 def invariant_root(fmt: CapabilityFormat, given: Given) -> Any:
-    return is_sound(capability.root(fmt, given.word("address", fmt.address_width)))
+    return capability.root(fmt, given.word("address", fmt.address_width)).is_sound
 
 
 @theorem(

@@ -9,6 +9,7 @@ all, the same wherever it is called, of which only those theorems are known. Wha
 too; what isn't says nothing.
 """
 
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,15 +28,30 @@ _LEMMAS = ("invariant", "monotone")
 
 
 def lemmas_for(operations: Iterable[str]) -> tuple[str, ...]:
-    """The theorems that come along with some operations: those of the derivations that their rules call."""
+    """The theorems that come along with some operations: those of the derivations that their rules call, by whatever way."""
     called: set[str] = set()
-    pending = [RULES[name].__code__ for name in operations]
+    seen: set[types.FunctionType] = set()
+    pending: list[Any] = [RULES[name] for name in operations]
     while pending:
-        for name in set(pending.pop().co_names) & set(DERIVATIONS) - called:
-            called.add(name)
-            pending.append(getattr(capability, name).__code__)
+        function = pending.pop()
+        if not isinstance(function, types.FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        named = set(_names(function.__code__))
+        called |= named & set(DERIVATIONS)
+        pending += [getattr(capability, name) for name in named & set(DERIVATIONS)]
+        pending += [function.__globals__.get(name) for name in named]
+        pending += [cell.cell_contents for cell in function.__closure__ or ()]
     derivations = (f"{lemma}.{name}" for name in DERIVATIONS if name in called for lemma in _LEMMAS)
     return (*_BOUNDS_LEMMAS, *derivations)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that a function's code looks up, those in functions within it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def _unknown(name: str, fmt: CapabilityFormat, arguments: Sequence[Any], widths: Sequence[int]) -> tuple[Any, ...]:

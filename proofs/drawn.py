@@ -5,8 +5,12 @@ from collections.abc import Iterator
 
 from capvisor.model import capability
 from capvisor.model.capability import Capability
+from capvisor.model.memory import Granule
+from capvisor.model.observation import ObservedHart, ObservedMemory, Step
 from capvisor.proofs.theorem import Given, Obligation
 from capvisor.spec.formats import CapabilityFormat
+from capvisor.spec.invariants import Place
+from capvisor.spec.operations import OPERATIONS, OperandKind
 
 DRAWS = 400
 """How many drawn inputs a theorem gets before the solver is asked."""
@@ -73,3 +77,92 @@ def counterexamples(obligation: Obligation) -> Iterator[dict[str, int]]:
         given = Drawn(f"{obligation.id} {number}")
         if not obligation.theorem.claim(obligation.format, given) and all(given.assumptions):
             yield given.values
+
+
+# -- states of a hart ------------------------------------------------------------------------------------------------------
+
+MEMORY_BASE, MEMORY_GRANULES = 0x8000_0000, 32
+_REGISTERS = 6
+"""How many registers hold something: few, so that operands often coincide."""
+
+
+class State:
+    """A drawn state of a hart, with operands and places: capabilities worth attacking, over memory or sealed alike."""
+
+    def __init__(self, fmt: CapabilityFormat, seed: str) -> None:
+        self._format, self._random = fmt, random.Random(seed)
+        self._memory_bytes = MEMORY_GRANULES * fmt.capability_bytes
+        self._otypes = (1, fmt.otype_sentry)
+
+    def hart(self) -> ObservedHart:
+        """A hart in that state."""
+        draw, fmt = self._random, self._format
+        hart = ObservedHart(ObservedMemory(fmt, MEMORY_BASE, self._memory_bytes), 2 * draw.randrange(1 << 30))
+        for register in range(1, _REGISTERS):
+            hart.write(register, self._capability())
+        for name in ("ddc", "mtcc", "mtdc", "mscratchc", "mepcc"):
+            setattr(hart, name, self._capability())
+        hart.pcc = capability.root(fmt) if draw.random() < 0.5 else self._capability()
+        if draw.random() < 0.5:
+            hart.pc = hart.pcc.address & fmt.address_mask - 1
+        hart.mstatus, hart.mscratch = draw.getrandbits(13), draw.getrandbits(fmt.address_width)
+        hart.is_reserved, hart.reservation = draw.random() < 0.7, hart.integer(draw.randrange(1, _REGISTERS))
+        for index in range(MEMORY_GRANULES):
+            if draw.random() < 0.5:
+                held = self._capability()
+                hart.memory.store.set(index, Granule(held.tag, capability.memory_meta(held), held.address))
+        return hart
+
+    def _capability(self) -> Capability:
+        """Mostly one over memory, with most permissions; some are sealed, some numbers, some point at object types."""
+        draw, fmt = self._random, self._format
+        kind = draw.random()
+        if kind < 0.1:
+            return capability.null(fmt, draw.getrandbits(draw.randint(1, fmt.address_width)))
+        if kind < 0.25:
+            cap, _exact = capability.set_bounds(
+                capability.root(fmt, draw.choice(self._otypes) & fmt.address_mask), draw.randrange(4)
+            )
+        else:
+            address = MEMORY_BASE + draw.randrange(MEMORY_GRANULES) * fmt.capability_bytes
+            length = draw.choice((1, 2, 8, 16, 64, self._memory_bytes))
+            cap, _exact = capability.set_bounds(capability.root(fmt, address), length)
+            if draw.random() < 0.3:
+                cap = capability.root(fmt, address)
+            if draw.random() < 0.3:
+                cap = capability.increment_address(cap, draw.randrange(-4, 20) & fmt.address_mask)
+        if draw.random() < 0.4:
+            cap = capability.and_permissions(cap, fmt.permissions_mask & ~(1 << draw.randrange(11)))
+        if draw.random() < 0.3:
+            cap = capability.set_otype(cap, draw.choice(self._otypes))
+        cap = cap.with_tag(draw.random() < 0.95)
+        return cap if cap.is_sound else cap.with_tag(False)
+
+    def operands(self, name: str) -> tuple[int, ...]:
+        """Operands for an operation."""
+        return tuple(self._operand(kind) for kind in OPERATIONS[name].operands)
+
+    def _operand(self, kind: OperandKind) -> int:
+        draw = self._random
+        if kind.is_register:
+            return draw.randrange(_REGISTERS)
+        if kind is OperandKind.VALUE:
+            return draw.getrandbits(self._format.address_width)
+        if kind.names and draw.random() < 0.9:
+            return draw.choice(list(kind.names.values()))
+        low, high = kind.immediate_range(self._format.address_width)
+        number = draw.choice((0, 0, draw.randint(low, high), draw.randint(max(low, -32), min(high, 32))))
+        return number - number % kind.alignment
+
+    def places(self, step: Step) -> list[Place]:
+        """The places where a step may have changed something, and others."""
+        draw, granules, bytes_ = self._random, [self._random.randrange(MEMORY_GRANULES)], [MEMORY_BASE]
+        registers = [*step.register_operands, 31, draw.randrange(32)]
+        for access in step.accesses:
+            first, last = access.address - MEMORY_BASE, access.address + access.size_bytes - 1 - MEMORY_BASE
+            granules += [each >> self._format.granule_shift for each in (first, last)]
+            bytes_ += [access.address - 1, access.address, access.address + access.size_bytes]
+        count = max(len(registers), len(granules), len(bytes_))
+        return [
+            Place(registers[n % len(registers)], granules[n % len(granules)], bytes_[n % len(bytes_)]) for n in range(count)
+        ]

@@ -19,7 +19,7 @@ from capvisor.model.bits import bit_length, not_, select
 from capvisor.model.capability import Capability
 from capvisor.proofs.bounds import by_exponent
 from capvisor.proofs.symarray import SymArray, empty, lane, primitives, put, value, workspace
-from capvisor.proofs.theorem import Given, implies, is_sound, theorem
+from capvisor.proofs.theorem import Given, implies, theorem
 from capvisor.spec.formats import CapabilityFormat, Permission
 
 _SOURCE = "ours: fastpath/ is an implementation independent of model/"
@@ -432,7 +432,7 @@ def equal(fmt: CapabilityFormat, given: Given) -> Any:
 )
 def build(fmt: CapabilityFormat, given: Given) -> Any:
     authority, requested = given.capability(fmt, "authority"), given.capability(fmt, "requested")
-    given.assume(implies(authority.tag, is_sound(authority)))
+    given.assume(implies(authority.tag, authority.is_sound))
     run = Run(authority.meta, contracts=True)
     out = run.out()
     run(fast.build, fmt, run.lanes(authority), run.lanes(requested), run.ws, out)

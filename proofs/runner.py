@@ -8,7 +8,7 @@ from enum import IntEnum
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from capvisor.proofs import bounds as _bounds  # declares its theorems
 from capvisor.proofs import capability as _capability
@@ -143,7 +143,10 @@ class _Question:
     attempt: int = 1
 
 
-class _Workers:
+_Result = TypeVar("_Result")
+
+
+class Workers:
     """Processes that answer questions; where one is killed, all are replaced."""
 
     def __init__(self, count: int) -> None:
@@ -153,7 +156,7 @@ class _Workers:
     def _new(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"))
 
-    def submit(self, function: Callable[..., Answer], *arguments: Any) -> Future[Answer]:
+    def submit(self, function: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
         try:
             return self._pool.submit(function, *arguments)
         except BrokenProcessPool:
@@ -180,7 +183,7 @@ class _Run:
         self._versions = {solver: solve.version(solver) for solver in dict.fromkeys(("z3", *settings.solvers))}
         self._chosen = chosen
         self._outcomes: dict[str, Outcome] = {}
-        self._workers = _Workers(settings.workers)
+        self._workers = Workers(settings.workers)
         self._waiting: dict[Future[Answer], _Question] = {}
 
     def run(self) -> tuple[list[Outcome], bool]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import z3
 
-from capvisor.model import bounds
 from capvisor.model.capability import Capability
 from capvisor.proofs import symbolic
 from capvisor.spec.formats import FORMATS, CapabilityFormat
@@ -73,7 +72,7 @@ class Given:
     def sound_capability(self, fmt: CapabilityFormat, name: str) -> Capability:
         """Any bits that satisfy the invariant of tagged capabilities, with any tag."""
         cap = self.capability(fmt, name)
-        self.assume(is_sound(cap))
+        self.assume(cap.is_sound)
         return cap
 
 
@@ -118,20 +117,6 @@ class _Instance(Given):
         cap: Capability = self._values[name]
         assert cap.format is fmt
         return cap
-
-
-def is_sound(cap: Capability) -> Any:
-    """The invariant of a tagged capability: valid bounds bits, and base <= top <= 2**A.
-
-    Valid bits alone don't bound the top (theorem bounds.valid_top). The algebra keeps it: theorems invariant.*.
-    """
-    base, top = cap.bounds
-    return (
-        bounds.bounds_are_valid(cap.format, cap.meta)
-        & (base <= top)
-        & (top <= cap.format.address_space)
-        & (cap.reserved == 0)
-    )
 
 
 def implies(condition: Any, consequence: Any) -> Any:

@@ -10,7 +10,7 @@ encodings"; sail-cheri-riscv, cheri_insts.sail, the clauses of `encdec`.
 from dataclasses import dataclass
 from functools import cache
 
-from capvisor.spec.operations import OPERATIONS, OperandKind
+from capvisor.spec.operations import OPERATIONS, Mode, OperandKind
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Place:
 
     pieces: tuple[tuple[int, int], ...]
     is_signed: bool = False
+    zeros: int = 0
+    """How many of the operand's lowest bits are zero, and not in the word."""
 
     @property
     def width(self) -> int:
-        return sum(width for _low, width in self.pieces)
+        return sum(width for _low, width in self.pieces) + self.zeros
 
     @property
     def mask(self) -> int:
@@ -32,13 +34,16 @@ class Place:
     @property
     def rests(self) -> tuple[int, ...]:
         """For each piece, how many of the operand's bits are below it."""
-        return tuple(sum(width for _low, width in self.pieces[number + 1 :]) for number in range(len(self.pieces)))
+        below = (sum(width for _low, width in self.pieces[number + 1 :]) for number in range(len(self.pieces)))
+        return tuple(self.zeros + bits for bits in below)
 
     def put(self, value: int) -> int:
         """The word with just this operand in it. Raises ValueError where it doesn't fit."""
         low, high = (-(1 << self.width - 1), 1 << self.width - 1) if self.is_signed else (0, 1 << self.width)
-        if not low <= value < high:
-            raise ValueError(f"{value} doesn't fit {self.width} bits")
+        if not low <= value < high or value & (1 << self.zeros) - 1:
+            raise ValueError(
+                f"{value} doesn't fit {self.width} bits{f', a multiple of {1 << self.zeros}' if self.zeros else ''}"
+            )
         word = 0
         for (position, width), rest in zip(self.pieces, self.rests, strict=True):
             word |= (value >> rest & (1 << width) - 1) << position
@@ -49,6 +54,7 @@ class Place:
         value = 0
         for position, width in self.pieces:
             value = value << width | word >> position & (1 << width) - 1
+        value <<= self.zeros
         sign = 1 << self.width - 1
         return (value ^ sign) - sign if self.is_signed else value
 
@@ -64,6 +70,11 @@ _PLACES = {
     OperandKind.SIGNED_IMMEDIATE: Place(((20, 12),), is_signed=True),
     OperandKind.UNSIGNED_IMMEDIATE: Place(((20, 12),)),
     OperandKind.UPPER_IMMEDIATE: Place(((12, 20),)),
+    OperandKind.BRANCH_OFFSET: Place(((31, 1), (7, 1), (25, 6), (8, 4)), is_signed=True, zeros=1),
+    OperandKind.JUMP_OFFSET: Place(((31, 1), (12, 8), (20, 1), (21, 10)), is_signed=True, zeros=1),
+    OperandKind.SPECIAL_REGISTER: _SECOND,
+    OperandKind.STATUS_REGISTER: Place(((20, 12),)),
+    OperandKind.STATUS_IMMEDIATE: _FIRST,
     OperandKind.WORD_SHIFT_AMOUNT: Place(((20, 5),)),
     OperandKind.QUARTER: Place(((18, 2),)),
     OperandKind.MASK: Place(((15, 3), (7, 5))),
@@ -73,9 +84,17 @@ _STORE_OFFSET = Place(((25, 7), (7, 5)), is_signed=True)
 WORD_MASK = (1 << 32) - 1
 
 
+def _piece(name: str, low: int, width: int) -> str:
+    return f"{name}[{low + width - 1}:{low}]" if width > 1 else f"{name}[{low}]"
+
+
 @dataclass(frozen=True)
 class Encoding:
-    """The encoding of one operation on machines of one XLEN: the fixed bits under a mask, and where the operands lie."""
+    """The encoding of one operation on machines of one XLEN: the fixed bits under a mask, and where the operands lie.
+
+    `fixed` may have bits beyond the mask: those that mean nothing here (the ordering of atomics and fences), as they are
+    encoded; any are decoded.
+    """
 
     name: str
     fixed: int
@@ -86,7 +105,7 @@ class Encoding:
         """The word from bit 31 to 0, operands by their names: `1111111 00010 cs1 000 rd 1011011`."""
         kinds = OPERATIONS[self.name].operands
         pieces = {
-            low: (width, f"{kind.value}[{rest + width - 1}:{rest}]" if len(place.pieces) > 1 else kind.value)
+            low: (width, _piece(kind.value, rest, width) if len(place.pieces) > 1 else kind.value)
             for kind, place in zip(kinds, self.places, strict=True)
             for (low, width), rest in zip(place.pieces, place.rests, strict=True)
         }
@@ -115,10 +134,7 @@ class Encoding:
 
 def _places(name: str, xlen: int) -> tuple[Place, ...]:
     kinds = OPERATIONS[name].operands
-    store = OperandKind.SIGNED_IMMEDIATE in kinds and kinds[0] in (
-        OperandKind.CAPABILITY_SOURCE_2,
-        OperandKind.INTEGER_SOURCE_2,
-    )
+    store = OperandKind.SIGNED_IMMEDIATE in kinds and not kinds[0].is_destination
     places = {
         **_PLACES,
         OperandKind.SHIFT_AMOUNT: Place(((20, 6 if xlen == 64 else 5),)),
@@ -128,7 +144,14 @@ def _places(name: str, xlen: int) -> tuple[Place, ...]:
 
 
 _XCHERI, _LOAD, _STORE, _FENCE, _IMMEDIATE, _REGISTER = 0x5B, 0x03, 0x23, 0x0F, 0x13, 0x33
-_UPPER, _WORD_IMMEDIATE, _WORD_REGISTER = 0x37, 0x1B, 0x3B
+_UPPER, _WORD_IMMEDIATE, _WORD_REGISTER, _ATOMIC, _SYSTEM = 0x37, 0x1B, 0x3B, 0x2F, 0x73
+_UPPER_PC, _BRANCH, _JUMP, _JUMP_REGISTER = 0x17, 0x63, 0x6F, 0x67
+
+ORDERING_BIT = 25
+"""The lower of the two bits, rl and aq, that say how an atomic instruction is ordered among others."""
+
+_FENCE_SETS, _ORDERING = 0xFFF_F_8_F80, 3 << ORDERING_BIT
+"""The bits that say what is ordered: of FENCE all but opcode and funct3, of atomics aq and rl."""
 
 # By operation: opcode, funct3, and what stands above the operands: (lowest bit, value).
 _Fixed = tuple[int, int, tuple[tuple[int, int], ...]]
@@ -158,13 +181,46 @@ def _store(number: int) -> _Fixed:
     return _XCHERI, 0, ((25, 0x7C), (7, number))
 
 
-def _widths(xlen: int, unsigned: str) -> dict[str, int]:
-    """Loads (where there are unsigned ones) or stores of data by their numbers."""
-    widths = "bhwd" if xlen == 64 else "bhw"
-    if not unsigned:
-        return {f"s{width}": number for number, width in enumerate(widths)}
-    plain = {f"l{width}": number for number, width in enumerate(widths)}
-    return plain | {f"l{width}u": number + 4 for number, width in enumerate(widths[:-1])}
+def _explicit(wide: bool) -> dict[str, _Fixed]:
+    """Loads and stores with explicit addressing; a capability is one step above the widest data."""
+    widths = "bhwd" if wide else "bhw"
+    rows: dict[str, _Fixed] = {}
+    for authority, number in (("ddc", 0), ("cap", 8)):
+        for size, letter in enumerate(widths):
+            rows[f"l{letter}.{authority}"] = _load(number + size)
+            rows[f"s{letter}.{authority}"] = _store(number + size)
+            if letter != widths[-1]:
+                rows[f"l{letter}u.{authority}"] = _load(number + size + 4)
+        for size, letter in enumerate(f"{widths}c"):
+            rows[f"lr.{letter}.{authority}"] = _load(number + size + 0x10)
+            rows[f"sc.{letter}.{authority}"] = _store(number + size + 0x10)
+        rows[f"sc.{authority}"] = _store(number + len(widths))
+        rows[f"lc.{authority}"] = _load(number + (0x17 if wide else 0x03))
+    return rows
+
+
+def _by_mode(wide: bool) -> dict[str, _Fixed]:
+    """RISC-V's loads, stores, jumps and atomics, which have a meaning in either mode.
+
+    Doublewords on RV64 are encoded as capabilities on RV32 are; RV64's capabilities are where RV128 has quadwords.
+    """
+    widths = "bhwd" if wide else "bhw"
+    rows: dict[str, _Fixed] = {
+        "lc": (_FENCE, 2, ()) if wide else (_LOAD, 3, ()),
+        "sc": (_STORE, 4 if wide else 3, ()),
+    }
+    for size, letter in enumerate(widths):
+        rows[f"l{letter}"] = _LOAD, size, ()
+        rows[f"s{letter}"] = _STORE, size, ()
+        if letter != widths[-1]:
+            rows[f"l{letter}u"] = _LOAD, size + 4, ()
+    for size, letter in enumerate(f"{widths}c"):
+        rows[f"lr.{letter}"] = _ATOMIC, size, ((27, 2), (20, 0))
+        rows[f"sc.{letter}"] = _ATOMIC, size, ((27, 3),)
+        if size >= 2:
+            rows[f"amoswap.{letter}"] = _ATOMIC, size, ((27, 1),)
+    rows |= {"jal": (_JUMP, 0, ()), "jalr": (_JUMP_REGISTER, 0, ()), "auipc": (_UPPER_PC, 0, ())}
+    return rows | {"auipcc" if name == "auipc" else f"c{name}": row for name, row in rows.items()}
 
 
 def _fixed(xlen: int) -> dict[str, _Fixed]:
@@ -209,26 +265,28 @@ def _fixed(xlen: int) -> dict[str, _Fixed]:
         "cseqx": _three_operands(0x21),
         "cincoffsetimm": (_XCHERI, 1, ()),
         "csetboundsimm": (_XCHERI, 2, ()),
-        "clb": (_LOAD, 0, ()),
-        "clh": (_LOAD, 1, ()),
-        "clw": (_LOAD, 2, ()),
-        "clbu": (_LOAD, 4, ()),
-        "clhu": (_LOAD, 5, ()),
-        "csb": (_STORE, 0, ()),
-        "csh": (_STORE, 1, ()),
-        "csw": (_STORE, 2, ()),
-        # Doublewords on RV64 are encoded as capabilities on RV32 are; RV64's capabilities are where RV128 has quadwords.
-        **({"cld": (_LOAD, 3, ()), "clwu": (_LOAD, 6, ()), "csd": (_STORE, 3, ())} if wide else {}),
-        "clc": (_FENCE, 2, ()) if wide else (_LOAD, 3, ()),
-        "csc": (_STORE, 4, ()) if wide else (_STORE, 3, ()),
-        **{f"{name}.ddc": _load(number) for name, number in _widths(xlen, "u").items()},
-        **{f"{name}.cap": _load(number + 8) for name, number in _widths(xlen, "u").items()},
-        "lc.ddc": _load(0x17 if wide else 0x03),
-        "lc.cap": _load(0x1F if wide else 0x0B),
-        **{f"{name}.ddc": _store(number) for name, number in _widths(xlen, "").items()},
-        **{f"{name}.cap": _store(number + 8) for name, number in _widths(xlen, "").items()},
-        "sc.ddc": _store(0x04 if wide else 0x03),
-        "sc.cap": _store(0x0C if wide else 0x0B),
+        "cspecialrw": _three_operands(0x01),
+        "jalr.cap": _two_operands(0x0C),
+        "jalr.pcc": _two_operands(0x14),
+        "cinvoke": (_XCHERI, 0, ((25, 0x7E), (7, 1))),
+        **_by_mode(wide),
+        **_explicit(wide),
+        "beq": (_BRANCH, 0, ()),
+        "bne": (_BRANCH, 1, ()),
+        "blt": (_BRANCH, 4, ()),
+        "bge": (_BRANCH, 5, ()),
+        "bltu": (_BRANCH, 6, ()),
+        "bgeu": (_BRANCH, 7, ()),
+        "csrrw": (_SYSTEM, 1, ()),
+        "csrrs": (_SYSTEM, 2, ()),
+        "csrrc": (_SYSTEM, 3, ()),
+        "csrrwi": (_SYSTEM, 5, ()),
+        "csrrsi": (_SYSTEM, 6, ()),
+        "csrrci": (_SYSTEM, 7, ()),
+        "ecall": (_SYSTEM, 0, ((20, 0x000),)),
+        "ebreak": (_SYSTEM, 0, ((20, 0x001),)),
+        "mret": (_SYSTEM, 0, ((20, 0x302),)),
+        "fence": (_FENCE, 0, ((20, 0x0FF),)),
         "addi": (_IMMEDIATE, 0, ()),
         "slti": (_IMMEDIATE, 2, ()),
         "sltiu": (_IMMEDIATE, 3, ()),
@@ -275,6 +333,7 @@ def encodings(xlen: int) -> dict[str, Encoding]:
     for name, (opcode, funct3, above) in _fixed(xlen).items():
         places = _places(name, xlen)
         mask = WORD_MASK & ~sum(place.mask for place in places)
+        mask &= ~(_ORDERING if OPERATIONS[name].has_ordering else _FENCE_SETS if name == "fence" else 0)
         fixed = opcode | funct3 << 12 | sum(value << low for low, value in above)
         rows[name] = Encoding(name, fixed, mask, places)
     return rows
@@ -285,18 +344,19 @@ def encode(name: str, operands: tuple[int, ...], xlen: int) -> int:
     return encodings(xlen)[name].encode(operands)
 
 
-def decode(word: int, xlen: int) -> tuple[str, tuple[int, ...]] | None:
-    """The operation and operands that a word encodes; None if it encodes nothing that is modelled."""
-    for encoding in _by_opcode(xlen).get(word & 0x7F, ()):
-        if word & encoding.mask == encoding.fixed:
+def decode(word: int, xlen: int, mode: Mode) -> tuple[str, tuple[int, ...]] | None:
+    """The operation and operands that a word encodes in a mode; None if it encodes nothing that is modelled."""
+    for encoding in _by_opcode(xlen, mode).get(word & 0x7F, ()):
+        if word & encoding.mask == encoding.fixed & encoding.mask:
             return encoding.name, encoding.decode(word)
     return None
 
 
 @cache
-def _by_opcode(xlen: int) -> dict[int, tuple[Encoding, ...]]:
+def _by_opcode(xlen: int, mode: Mode) -> dict[int, tuple[Encoding, ...]]:
     found: dict[int, tuple[Encoding, ...]] = {}
     for encoding in encodings(xlen).values():
-        opcode = encoding.fixed & 0x7F
-        found[opcode] = (*found.get(opcode, ()), encoding)
+        if OPERATIONS[encoding.name].mode in (None, mode):
+            opcode = encoding.fixed & 0x7F
+            found[opcode] = (*found.get(opcode, ()), encoding)
     return found

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+from capvisor.spec.registers import SPECIAL_NUMBERS, STATUS_NUMBERS
+
 
 class OperandKind(Enum):
     """What an operand is, with the name by which the assembler patterns below call it."""
@@ -22,24 +24,39 @@ class OperandKind(Enum):
     SIGNED_IMMEDIATE = "imm"
     UNSIGNED_IMMEDIATE = "uimm"
     UPPER_IMMEDIATE = "uimm20"
+    BRANCH_OFFSET = "offset13"
+    JUMP_OFFSET = "offset21"
     QUARTER = "quarter"
     MASK = "mask8"
+    SPECIAL_REGISTER = "scr"
+    STATUS_REGISTER = "csr"
+    STATUS_IMMEDIATE = "uimm5"
     SHIFT_AMOUNT = "shamt"
     WORD_SHIFT_AMOUNT = "shamtw"
     VALUE = "value"
 
     @property
     def is_register(self) -> bool:
-        return self.value[0] in "cr"
+        return self.value in ("cd", "cs1", "cs2", "rd", "rs1", "rs2")
 
     @property
     def is_capability(self) -> bool:
         """Read or written as a capability, so that it prints as `cn`; other registers print as `xn`."""
-        return self.value[0] == "c"
+        return self.value in ("cd", "cs1", "cs2")
 
     @property
     def is_destination(self) -> bool:
         return self.value in ("cd", "rd")
+
+    @property
+    def names(self) -> dict[str, int]:
+        """What a number of this kind may be called, beside its value."""
+        return {OperandKind.SPECIAL_REGISTER: SPECIAL_NUMBERS, OperandKind.STATUS_REGISTER: STATUS_NUMBERS}.get(self, {})
+
+    @property
+    def alignment(self) -> int:
+        """What an immediate must be a multiple of."""
+        return 2 if self in (OperandKind.BRANCH_OFFSET, OperandKind.JUMP_OFFSET) else 1
 
     def immediate_range(self, xlen: int) -> tuple[int, int]:
         """The lowest and highest number that an immediate operand can hold.
@@ -51,6 +68,11 @@ class OperandKind(Enum):
             OperandKind.SIGNED_IMMEDIATE: (-2048, 2047),
             OperandKind.UNSIGNED_IMMEDIATE: (0, 4095),
             OperandKind.UPPER_IMMEDIATE: (0, (1 << 20) - 1),
+            OperandKind.BRANCH_OFFSET: (-(1 << 12), (1 << 12) - 2),
+            OperandKind.JUMP_OFFSET: (-(1 << 20), (1 << 20) - 2),
+            OperandKind.SPECIAL_REGISTER: (0, 31),
+            OperandKind.STATUS_REGISTER: (0, 4095),
+            OperandKind.STATUS_IMMEDIATE: (0, 31),
             OperandKind.QUARTER: (0, 3),
             OperandKind.MASK: (0, 255),
             OperandKind.SHIFT_AMOUNT: (0, xlen - 1),
@@ -67,14 +89,32 @@ class Group(Enum):
     COMPARISON = "comparison and conversion"
     LOAD = "loads"
     STORE = "stores"
+    ATOMIC = "atomic"
     INTEGER = "integer"
+    CONTROL = "control flow"
+    SYSTEM = "system"
+
+
+class Mode(Enum):
+    """What the flags of PCC say: how an encoding that has two meanings is to be read."""
+
+    INTEGER = "integer"
+    CAPABILITY = "capability"
+
+
+FETCH_TRAPS = ("TagViolation", "SealViolation", "PermitExecuteViolation", "LengthViolation")
+"""Why PCC may not authorise an instruction to be executed at all, in the order in which it is checked.
+
+Source: sail-cheri-riscv, cheri_addr_checks.sail, ext_fetch_check_pc.
+"""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: `syntax` is its assembler pattern, `traps` its causes in the order in which they are checked.
+    """One operation: `syntax` is its assembler pattern, `traps` its own causes in the order in which they are checked.
 
-    `minimum_xlen` is 64 for what exists on RV64 only.
+    `minimum_xlen` is 64 for what exists on RV64 only. `mode` is the one in which the encoding means this operation, where
+    it means another one in the other.
     """
 
     name: str
@@ -84,6 +124,17 @@ class Operation:
     source: str
     traps: tuple[str, ...] = ()
     minimum_xlen: int = 32
+    mode: Mode | None = None
+
+    @cached_property
+    def all_traps(self) -> tuple[str, ...]:
+        """Every cause for which it may be refused: at its fetch, then its own."""
+        return tuple(dict.fromkeys((*FETCH_TRAPS, *self.traps)))
+
+    @cached_property
+    def has_ordering(self) -> bool:
+        """Whether its word says how it is ordered among others' accesses: that of atomics without explicit addressing."""
+        return self.group is Group.ATOMIC and not self.name.endswith((".cap", ".ddc"))
 
     @cached_property
     def operands(self) -> tuple[OperandKind, ...]:
@@ -91,7 +142,7 @@ class Operation:
 
     @cached_property
     def has_address_syntax(self) -> bool:
-        """Whether the last two operands are written `imm(cs1)`."""
+        """Whether the last two operands are written as an offset and a register: `imm(cs1)`."""
         return "imm(" in self.syntax
 
     @cached_property
@@ -104,9 +155,12 @@ def _capability_row(name: str, syntax: str, group: Group, summary: str, instruct
     return Operation(name, syntax, group, summary, f"CHERI ISAv9, {instruction}; sail-cheri-riscv, cheri_insts.sail")
 
 
+def _manual(name: str) -> str:
+    return f"The RISC-V Instruction Set Manual, volume I, {name.upper()}"
+
+
 def _integer_row(name: str, syntax: str, summary: str, minimum_xlen: int = 32) -> Operation:
-    source = f"The RISC-V Instruction Set Manual, volume I, {name.upper()}"
-    return Operation(name, syntax, Group.INTEGER, summary, source, minimum_xlen=minimum_xlen)
+    return Operation(name, syntax, Group.INTEGER, summary, _manual(name), minimum_xlen=minimum_xlen)
 
 
 def _word_row(name: str, syntax: str, what: str) -> Operation:
@@ -114,40 +168,236 @@ def _word_row(name: str, syntax: str, what: str) -> Operation:
 
 
 _LOAD_TRAPS = ("TagViolation", "SealViolation", "PermitLoadViolation", "LengthViolation")
-_STORE_TRAPS = ("TagViolation", "SealViolation", "PermitStoreViolation")
-_STORE_CAPABILITY_TRAPS = (*_STORE_TRAPS, "PermitStoreCapViolation", "PermitStoreLocalCapViolation", "LengthViolation")
-_ACCESS_SOURCE = "CHERI ISAv9, loads and stores in capability mode; sail-cheri-riscv, cheri_addr_checks.sail"
+_STORE_TRAPS = ("TagViolation", "SealViolation", "PermitStoreViolation", "LengthViolation")
+_STORE_CAPABILITY_TRAPS = (*_STORE_TRAPS[:3], "PermitStoreCapViolation", "PermitStoreLocalCapViolation", "LengthViolation")
+_LOAD_FAULT, _STORE_FAULT = ("LoadAccessFault",), ("StoreAMOAccessFault",)
+_ALIGNED_LOAD_FAULT = ("LoadAddressMisaligned", *_LOAD_FAULT)
+_ALIGNED_STORE_FAULT = ("StoreAMOAddressMisaligned", *_STORE_FAULT)
 
 
-def _load(name: str, what: str, minimum_xlen: int = 32) -> Operation:
-    traps = (*_LOAD_TRAPS, "LoadAccessFault")
-    return Operation(name, "rd, imm(cs1)", Group.LOAD, f"rd = {what}", _ACCESS_SOURCE, traps, minimum_xlen)
+@dataclass(frozen=True)
+class Width:
+    """A width of data in memory, by the letters that name it: its bytes, and whether what is loaded is sign-extended."""
+
+    letters: str
+    size_bytes: int
+    is_signed: bool
+
+    @property
+    def minimum_xlen(self) -> int:
+        """Doublewords, and words without a sign, are of RV64 only."""
+        return 64 if self.letters in ("d", "wu") else 32
+
+    @property
+    def what(self) -> str:
+        """The bytes in words, and how they are extended to a register."""
+        extension = "" if self.size_bytes == 8 else f", {'sign' if self.is_signed else 'zero'}-extended"
+        return f"{self.bytes_in_words}{{}}{extension}"
+
+    @property
+    def bytes_in_words(self) -> str:
+        return "byte" if self.size_bytes == 1 else f"{self.size_bytes} bytes"
 
 
-def _store(name: str, what: str, minimum_xlen: int = 32) -> Operation:
-    traps = (*_STORE_TRAPS, "LengthViolation", "StoreAMOAccessFault")
-    summary = f"store {what} of rs2; the tags of the granules touched are cleared"
-    return Operation(name, "rs2, imm(cs1)", Group.STORE, summary, _ACCESS_SOURCE, traps, minimum_xlen)
+STORE_WIDTHS = (Width("b", 1, True), Width("h", 2, True), Width("w", 4, True), Width("d", 8, True))
+LOAD_WIDTHS = (*STORE_WIDTHS, Width("bu", 1, False), Width("hu", 2, False), Width("wu", 4, False))
+SWAP_WIDTHS = STORE_WIDTHS[2:]
 
 
-_PLAIN_SOURCE = "CHERI ISAv9, loads and stores with explicit addressing; sail-cheri-riscv, cheri_insts.sail"
+@dataclass(frozen=True)
+class Addressing:
+    """How loads and stores say where: by a capability, or in integer mode by DDC; which names and operands they have."""
+
+    base: str
+    """The register that is named: `cs1`, or an integer with DDC as authority."""
+    prefix: str = ""
+    suffix: str = ""
+    has_offset: bool = False
+    mode: Mode | None = None
+
+    @property
+    def operand(self) -> str:
+        return f"imm({self.base})" if self.has_offset else f"({self.base})"
+
+    @property
+    def where(self) -> str:
+        return f"{self.base}{' + imm' if self.has_offset else ''}{', by DDC' if self.base == 'rs1' else ''}"
 
 
-def _plain_load(name: str, what: str, minimum_xlen: int = 32) -> Operation:
-    """A load whose name says whether a capability or DDC authorises it, whatever the mode."""
-    is_capability = name.startswith("lc.")
-    syntax = f"{'cd' if is_capability else 'rd'}, ({'cs1' if name.endswith('.cap') else 'rs1'})"
-    traps = (*_LOAD_TRAPS, *(("LoadAddressMisaligned",) if is_capability else ()), "LoadAccessFault")
-    return Operation(name, syntax, Group.LOAD, f"{syntax[:2]} = {what}", _PLAIN_SOURCE, traps, minimum_xlen)
+BY_MODE = (
+    Addressing("cs1", prefix="c", has_offset=True, mode=Mode.CAPABILITY),
+    Addressing("rs1", has_offset=True, mode=Mode.INTEGER),
+)
+EXPLICIT = (Addressing("cs1", suffix=".cap"), Addressing("rs1", suffix=".ddc"))
+RESERVING = (
+    Addressing("cs1", prefix="c", mode=Mode.CAPABILITY),
+    Addressing("rs1", mode=Mode.INTEGER),
+    *EXPLICIT,
+)
+SWAPPING = RESERVING[:2]
 
 
-def _plain_store(name: str, what: str, minimum_xlen: int = 32) -> Operation:
-    """A store whose name says whether a capability or DDC authorises it, whatever the mode."""
-    is_capability = name.startswith("sc.")
-    syntax = f"{'cs2' if is_capability else 'rs2'}, ({'cs1' if name.endswith('.cap') else 'rs1'})"
-    checks = (*_STORE_CAPABILITY_TRAPS, "StoreAMOAddressMisaligned") if is_capability else (*_STORE_TRAPS, "LengthViolation")
-    traps = (*checks, "StoreAMOAccessFault")
-    return Operation(name, syntax, Group.STORE, f"store {what}", _PLAIN_SOURCE, traps, minimum_xlen)
+def _access_source(where: Addressing, what: str) -> str:
+    if where.suffix:
+        return f"CHERI ISAv9, {what} with explicit addressing; sail-cheri-riscv, cheri_insts.sail"
+    return f"CHERI ISAv9, {what} in {where.mode.value} mode; sail-cheri-riscv, cheri_addr_checks.sail"  # type: ignore[union-attr]
+
+
+def _loads(where: Addressing) -> tuple[Operation, ...]:
+    source = _access_source(where, "loads")
+    return (
+        *(
+            Operation(
+                f"{where.prefix}l{width.letters}{where.suffix}",
+                f"rd, {where.operand}",
+                Group.LOAD,
+                f"rd = the {width.what.format(f' at {where.where}')}",
+                source,
+                (*_LOAD_TRAPS, *_LOAD_FAULT),
+                width.minimum_xlen,
+                where.mode,
+            )
+            for width in LOAD_WIDTHS
+        ),
+        Operation(
+            f"{where.prefix}lc{where.suffix}",
+            f"cd, {where.operand}",
+            Group.LOAD,
+            f"cd = the capability at {where.where}, untagged if that authority may not load capabilities",
+            f"{source}, handle_load_cap_via_cap",
+            (*_LOAD_TRAPS, *_ALIGNED_LOAD_FAULT),
+            mode=where.mode,
+        ),
+    )
+
+
+def _stores(where: Addressing) -> tuple[Operation, ...]:
+    source = _access_source(where, "stores")
+    return (
+        *(
+            Operation(
+                f"{where.prefix}s{width.letters}{where.suffix}",
+                f"rs2, {where.operand}",
+                Group.STORE,
+                f"store the low {width.bytes_in_words} of rs2 at {where.where}; clears the tags of the granules touched",
+                source,
+                (*_STORE_TRAPS, *_STORE_FAULT),
+                width.minimum_xlen,
+                where.mode,
+            )
+            for width in STORE_WIDTHS
+        ),
+        Operation(
+            f"{where.prefix}sc{where.suffix}",
+            f"cs2, {where.operand}",
+            Group.STORE,
+            f"store the capability cs2 with its tag at {where.where}",
+            f"{source}, handle_store_cap_via_cap",
+            (*_STORE_CAPABILITY_TRAPS, *_ALIGNED_STORE_FAULT),
+            mode=where.mode,
+        ),
+    )
+
+
+def _load_reserved(where: Addressing) -> tuple[Operation, ...]:
+    source = _access_source(where, "load-reserved")
+    names = [
+        (width.letters, "rd", f"the {width.what.format(f' at {where.where}')}", width.minimum_xlen) for width in STORE_WIDTHS
+    ]
+    names.append(("c", "cd", f"the capability at {where.where}, untagged if that authority may not load capabilities", 32))
+    return tuple(
+        Operation(
+            f"{where.prefix}lr.{letters}{where.suffix}",
+            f"{destination}, {where.operand}",
+            Group.ATOMIC,
+            f"{destination} = {what}; reserves that address",
+            source,
+            (*_LOAD_TRAPS, *(_LOAD_FAULT if letters == "b" else _ALIGNED_LOAD_FAULT)),
+            xlen,
+            where.mode,
+        )
+        for letters, destination, what, xlen in names
+    )
+
+
+def _store_conditional(where: Addressing) -> tuple[Operation, ...]:
+    """With explicit addressing, the register that is stored gets the outcome too."""
+    source = _access_source(where, "store-conditional")
+    rows = []
+    for letters, stored, what, xlen, traps in (
+        *(
+            (width.letters, "rs2", f"the low {width.bytes_in_words} of rs2", width.minimum_xlen, _STORE_TRAPS)
+            for width in STORE_WIDTHS
+        ),
+        ("c", "cs2", "the capability cs2", 32, _STORE_CAPABILITY_TRAPS),
+    ):
+        outcome = stored if where.suffix else "rd"
+        rows.append(
+            Operation(
+                f"{where.prefix}sc.{letters}{where.suffix}",
+                f"{stored}, {where.operand}" if where.suffix else f"rd, {stored}, {where.operand}",
+                Group.ATOMIC,
+                f"store {what} at {where.where} if that address is reserved; {outcome} = 0 if stored, else 1",
+                source,
+                (*traps, *(_STORE_FAULT if letters == "b" else _ALIGNED_STORE_FAULT)),
+                xlen,
+                where.mode,
+            )
+        )
+    return tuple(rows)
+
+
+def _swaps(where: Addressing) -> tuple[Operation, ...]:
+    checks = (*_LOAD_TRAPS[:3], "PermitStoreViolation")
+    source = _access_source(where, "AMOSWAP")
+    return (
+        *(
+            Operation(
+                f"{where.prefix}amoswap.{width.letters}",
+                f"rd, rs2, {where.operand}",
+                Group.ATOMIC,
+                f"rd = the {width.what.format(f' at {where.where}')}; rs2 is stored there",
+                source,
+                (*checks, "LengthViolation", *_ALIGNED_STORE_FAULT),
+                width.minimum_xlen,
+                where.mode,
+            )
+            for width in SWAP_WIDTHS
+        ),
+        Operation(
+            f"{where.prefix}amoswap.c",
+            f"cd, cs2, {where.operand}",
+            Group.ATOMIC,
+            f"cd = the capability at {where.where}, untagged if not permitted to load capabilities; cs2 is stored there",
+            source,
+            (*checks, *_STORE_CAPABILITY_TRAPS[3:], *_ALIGNED_STORE_FAULT),
+            mode=where.mode,
+        ),
+    )
+
+
+_CALL_TRAPS = ("TagViolation", "SealViolation", "PermitExecuteViolation", "LengthViolation")
+_INVOKE_TRAPS = (
+    *("TagViolation", "SealViolation", "TypeViolation", "PermitCInvokeViolation", "PermitExecuteViolation"),
+    "LengthViolation",
+)
+
+
+def _branch(name: str, condition: str) -> Operation:
+    summary = f"jump by offset13 bytes if {condition}"
+    return Operation(name, "rs1, rs2, offset13", Group.CONTROL, summary, _manual(name), ("LengthViolation",))
+
+
+def _jump(name: str, syntax: str, summary: str, traps: tuple[str, ...], mode: Mode | None = None) -> Operation:
+    source = f"CHERI ISAv9, {name.upper()}; sail-cheri-riscv, cheri_insts.sail"
+    return Operation(name, syntax, Group.CONTROL, summary, source, traps, mode=mode)
+
+
+def _status(name: str, source: str, what: str) -> Operation:
+    manual = "The RISC-V Instruction Set Manual, volume I, Zicsr; CHERI ISAv9, access to CSRs"
+    summary = f"rd = the CSR; the CSR = {what}"
+    traps = ("IllegalInstruction", "AccessSystemRegsViolation")
+    return Operation(name, f"rd, csr, {source}", Group.SYSTEM, summary, manual, traps)
 
 
 def _rows() -> tuple[Operation, ...]:
@@ -275,67 +525,21 @@ def _rows() -> tuple[Operation, ...]:
             "CToPtr",
         ),
         cap("cfromptr", "cd, cs1, rs2", comparison, "cd = cs1 at its base + rs2, or NULL if rs2 is 0", "CFromPtr"),
-        _load("clb", "the byte at cs1 + imm, sign-extended"),
-        _load("clh", "the 2 bytes at cs1 + imm, sign-extended"),
-        _load("clw", "the 4 bytes at cs1 + imm, sign-extended"),
-        _load("cld", "the 8 bytes at cs1 + imm", minimum_xlen=64),
-        _load("clbu", "the byte at cs1 + imm, zero-extended"),
-        _load("clhu", "the 2 bytes at cs1 + imm, zero-extended"),
-        _load("clwu", "the 4 bytes at cs1 + imm, zero-extended", minimum_xlen=64),
-        Operation(
-            "clc",
-            "cd, imm(cs1)",
-            Group.LOAD,
-            "cd = the capability at cs1 + imm, untagged if cs1 may not load capabilities",
-            "CHERI ISAv9, CLC; sail-cheri-riscv, cheri_insts.sail, handle_load_cap_via_cap",
-            (*_LOAD_TRAPS, "LoadAddressMisaligned", "LoadAccessFault"),
-        ),
-        _store("csb", "the low byte"),
-        _store("csh", "the low 2 bytes"),
-        _store("csw", "the low 4 bytes"),
-        _store("csd", "the low 8 bytes", minimum_xlen=64),
-        Operation(
-            "csc",
-            "cs2, imm(cs1)",
-            Group.STORE,
-            "store the capability cs2 with its tag",
-            "CHERI ISAv9, CSC; sail-cheri-riscv, cheri_insts.sail, handle_store_cap_via_cap",
-            (*_STORE_CAPABILITY_TRAPS, "StoreAMOAddressMisaligned", "StoreAMOAccessFault"),
-        ),
+        *(row for where in BY_MODE for row in _loads(where)),
+        *(row for where in BY_MODE for row in _stores(where)),
         Operation(
             "cloadtags",
             "rd, (cs1)",
             Group.LOAD,
             "rd = the tags of the capabilities of the cache line at cs1, the lowest first",
             "CHERI ISAv9, CLoadTags; sail-cheri-riscv, cheri_insts.sail",
-            (*_LOAD_TRAPS[:3], "PermitLoadCapViolation", "LengthViolation", "LoadAddressMisaligned", "LoadAccessFault"),
+            (*_LOAD_TRAPS[:3], "PermitLoadCapViolation", "LengthViolation", *_ALIGNED_LOAD_FAULT),
         ),
-        _plain_load("lb.cap", "the byte at cs1, sign-extended"),
-        _plain_load("lh.cap", "the 2 bytes at cs1, sign-extended"),
-        _plain_load("lw.cap", "the 4 bytes at cs1, sign-extended"),
-        _plain_load("ld.cap", "the 8 bytes at cs1", minimum_xlen=64),
-        _plain_load("lbu.cap", "the byte at cs1, zero-extended"),
-        _plain_load("lhu.cap", "the 2 bytes at cs1, zero-extended"),
-        _plain_load("lwu.cap", "the 4 bytes at cs1, zero-extended", minimum_xlen=64),
-        _plain_load("lc.cap", "the capability at cs1, untagged if that may not load capabilities"),
-        _plain_store("sb.cap", "the low byte of rs2 at cs1; clears tags as csb does"),
-        _plain_store("sh.cap", "the low 2 bytes of rs2 at cs1; clears tags as csb does"),
-        _plain_store("sw.cap", "the low 4 bytes of rs2 at cs1; clears tags as csb does"),
-        _plain_store("sd.cap", "the low 8 bytes of rs2 at cs1; clears tags as csb does", minimum_xlen=64),
-        _plain_store("sc.cap", "the capability cs2 with its tag at cs1"),
-        _plain_load("lb.ddc", "the byte at rs1 relative to DDC, sign-extended"),
-        _plain_load("lh.ddc", "the 2 bytes at rs1 relative to DDC, sign-extended"),
-        _plain_load("lw.ddc", "the 4 bytes at rs1 relative to DDC, sign-extended"),
-        _plain_load("ld.ddc", "the 8 bytes at rs1 relative to DDC", minimum_xlen=64),
-        _plain_load("lbu.ddc", "the byte at rs1 relative to DDC, zero-extended"),
-        _plain_load("lhu.ddc", "the 2 bytes at rs1 relative to DDC, zero-extended"),
-        _plain_load("lwu.ddc", "the 4 bytes at rs1 relative to DDC, zero-extended", minimum_xlen=64),
-        _plain_load("lc.ddc", "the capability at rs1 relative to DDC, untagged if that may not load capabilities"),
-        _plain_store("sb.ddc", "the low byte of rs2 at rs1 relative to DDC; clears tags as csb does"),
-        _plain_store("sh.ddc", "the low 2 bytes of rs2 at rs1 relative to DDC; clears tags as csb does"),
-        _plain_store("sw.ddc", "the low 4 bytes of rs2 at rs1 relative to DDC; clears tags as csb does"),
-        _plain_store("sd.ddc", "the low 8 bytes of rs2 at rs1 relative to DDC; clears tags as csb does", minimum_xlen=64),
-        _plain_store("sc.ddc", "the capability cs2 with its tag at rs1 relative to DDC"),
+        *(row for where in EXPLICIT for row in _loads(where)),
+        *(row for where in EXPLICIT for row in _stores(where)),
+        *(row for where in RESERVING for row in _load_reserved(where)),
+        *(row for where in RESERVING for row in _store_conditional(where)),
+        *(row for where in SWAPPING for row in _swaps(where)),
         Operation(
             "li",
             "rd, value",
@@ -372,6 +576,76 @@ def _rows() -> tuple[Operation, ...]:
         _word_row("sraw", "rd, rs1, rs2", "sraiw by the low 5 bits of rs2"),
         _integer_row("slt", "rd, rs1, rs2", "rd = 1 if rs1 < rs2 as signed numbers, else 0"),
         _integer_row("sltu", "rd, rs1, rs2", "rd = 1 if rs1 < rs2 as unsigned numbers, else 0"),
+        _branch("beq", "rs1 = rs2"),
+        _branch("bne", "rs1 and rs2 differ"),
+        _branch("blt", "rs1 < rs2 as signed numbers"),
+        _branch("bge", "rs1 >= rs2 as signed numbers"),
+        _branch("bltu", "rs1 < rs2 as unsigned numbers"),
+        _branch("bgeu", "rs1 >= rs2 as unsigned numbers"),
+        _jump("jal", "rd, offset21", "rd = the next pc; jump by offset21 bytes", ("LengthViolation",), Mode.INTEGER),
+        _jump("jalr", "rd, imm(rs1)", "rd = the next pc; jump to rs1 + imm", ("LengthViolation",), Mode.INTEGER),
+        _jump("jalr.pcc", "rd, rs1", "jalr without offset, in either mode", ("LengthViolation",)),
+        _jump(
+            "cjal",
+            "cd, offset21",
+            "cd = PCC at the next pc, as a sentry; jump by offset21 bytes",
+            ("LengthViolation",),
+            Mode.CAPABILITY,
+        ),
+        _jump(
+            "cjalr",
+            "cd, imm(cs1)",
+            "cd = PCC at the next pc, as a sentry; PCC = cs1 + imm, unsealed if a sentry",
+            _CALL_TRAPS,
+            Mode.CAPABILITY,
+        ),
+        _jump("jalr.cap", "cd, cs1", "cjalr without offset, in either mode", _CALL_TRAPS),
+        _jump(
+            "cinvoke",
+            "cs1, cs2",
+            "PCC = cs1 and c31 = cs2, both unsealed, if they are sealed with one object type",
+            _INVOKE_TRAPS,
+        ),
+        Operation(
+            "auipc",
+            "rd, uimm20",
+            Group.CONTROL,
+            "rd = pc + uimm20 shifted left by 12 bits",
+            _manual("auipc"),
+            mode=Mode.INTEGER,
+        ),
+        _jump(
+            "auipcc",
+            "cd, uimm20",
+            "cd = PCC at pc + uimm20 shifted left by 12 bits, untagged if not representable",
+            (),
+            Mode.CAPABILITY,
+        ),
+        Operation(
+            "cspecialrw",
+            "cd, scr, cs1",
+            Group.SYSTEM,
+            "cd = the special capability register; that = cs1, unless it is c0",
+            "CHERI ISAv9, CSpecialRW; sail-cheri-riscv, cheri_insts.sail",
+            ("IllegalInstruction", "AccessSystemRegsViolation"),
+        ),
+        _status("csrrw", "rs1", "rs1"),
+        _status("csrrs", "rs1", "itself or rs1, bit by bit, unless that is x0"),
+        _status("csrrc", "rs1", "itself without the bits of rs1, unless that is x0"),
+        _status("csrrwi", "uimm5", "uimm5"),
+        _status("csrrsi", "uimm5", "itself or uimm5, bit by bit, unless that is 0"),
+        _status("csrrci", "uimm5", "itself without the bits of uimm5, unless that is 0"),
+        Operation("ecall", "", Group.SYSTEM, "trap to the environment", _manual("ecall"), ("EnvironmentCall",)),
+        Operation("ebreak", "", Group.SYSTEM, "trap to the debugger", _manual("ebreak"), ("Breakpoint",)),
+        Operation(
+            "mret",
+            "",
+            Group.SYSTEM,
+            "return from a trap: PCC = MEPCC, unsealed if it is a sentry",
+            "The RISC-V Instruction Set Manual, volume II, MRET; sail-cheri-riscv, cheri_sys_exceptions.sail",
+            ("AccessSystemRegsViolation",),
+        ),
+        Operation("fence", "", Group.SYSTEM, "order memory accesses: nothing, on one hart", _manual("fence")),
     )
 
 

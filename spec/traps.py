@@ -28,7 +28,7 @@ def _capability(code: int, name: str, meaning: str) -> TrapCause:
     return TrapCause(name, CHERI_EXCEPTION, code, meaning)
 
 
-def _memory(code: int, name: str, meaning: str) -> TrapCause:
+def _other(code: int, name: str, meaning: str) -> TrapCause:
     return TrapCause(name, code, 0, meaning)
 
 
@@ -51,10 +51,15 @@ CAUSES: tuple[TrapCause, ...] = (
     _capability(0x18, "AccessSystemRegsViolation", "no permission to access system registers"),
     _capability(0x19, "PermitCInvokeViolation", "no permission to be invoked"),
     _capability(0x1C, "PermitSetCIDViolation", "no permission to set the compartment identifier"),
-    _memory(4, "LoadAddressMisaligned", "the address of a capability load isn't a multiple of the capability's size"),
-    _memory(5, "LoadAccessFault", "a load outside the machine's memory"),
-    _memory(6, "StoreAMOAddressMisaligned", "the address of a capability store isn't a multiple of the capability's size"),
-    _memory(7, "StoreAMOAccessFault", "a store outside the machine's memory"),
+    _other(
+        2, "IllegalInstruction", "the word encodes no instruction, or one for a register that doesn't exist or is read-only"
+    ),
+    _other(3, "Breakpoint", "EBREAK"),
+    _other(11, "EnvironmentCall", "ECALL, from machine mode"),
+    _other(4, "LoadAddressMisaligned", "the address of a capability load isn't a multiple of the capability's size"),
+    _other(5, "LoadAccessFault", "a load outside the machine's memory"),
+    _other(6, "StoreAMOAddressMisaligned", "the address of a capability store isn't a multiple of the capability's size"),
+    _other(7, "StoreAMOAccessFault", "a store outside the machine's memory"),
 )
 
 CAUSES_BY_NAME: dict[str, TrapCause] = {row.name: row for row in CAUSES}

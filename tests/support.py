@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from capvisor.fastpath.machine import DDC, BatchMachine
+from capvisor.dsl.states import differences
+from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
 from capvisor.model import capability as reference_capability
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart, Trap
@@ -65,7 +66,9 @@ def derived_capability(rng: np.random.Generator, fmt: CapabilityFormat) -> Capab
 
 
 def memory_capability(rng: np.random.Generator, fmt: CapabilityFormat) -> Capability:
-    """A capability over some of the memory, mostly pointing at a granule; sometimes short of a permission."""
+    """A capability over some of the memory, mostly pointing at a granule; sometimes short of a permission, or beyond it."""
+    if rng.integers(0, 12) == 0:
+        return reference_capability.root(fmt, MEMORY_BASE + MEMORY_BYTES)
     granules = MEMORY_BYTES // fmt.capability_bytes
     start, size = int(rng.integers(0, granules)), int(rng.integers(1, 9))
     address = MEMORY_BASE + start * fmt.capability_bytes
@@ -75,6 +78,18 @@ def memory_capability(rng: np.random.Generator, fmt: CapabilityFormat) -> Capabi
     if rng.integers(0, 3) == 0:
         cap = reference_capability.increment_address(cap, int(rng.integers(0, 64)))
     return cap
+
+
+def code_capability(rng: np.random.Generator, fmt: CapabilityFormat) -> Capability:
+    """A capability for PCC: executable, at an even address, mostly with much in bounds, in either mode."""
+    cap = reference_capability.root(fmt, MEMORY_BASE + 4 * int(rng.integers(0, 64)))
+    if rng.integers(0, 4) == 0:
+        cap, _exact = reference_capability.set_bounds(cap, int(rng.choice([1, 2, 3, 4, 6, 8, 64])))
+    if rng.integers(0, 6) == 0:
+        cap = reference_capability.and_permissions(cap, fmt.permissions_mask & ~(1 << 10))
+    if rng.integers(0, 12) == 0:
+        cap = reference_capability.root(fmt, fmt.address_mask - int(rng.choice([1, 3, 5])))
+    return reference_capability.set_flags(cap, int(rng.integers(0, 2)))
 
 
 def any_capability(rng: np.random.Generator, fmt: CapabilityFormat) -> Capability:
@@ -119,60 +134,111 @@ class Pair:
                 put_register(machine, lane, register, cap)
             # DDC mostly reaches memory, so that accesses by it are made and refused for every reason.
             hart.ddc = (memory_capability if rng.integers(0, 4) else any_capability)(rng, fmt)
-            put_register(machine, lane, DDC, hart.ddc)
+            # PCC is mostly usable, and MTCC too, so that most operations are executed.
+            for name in ("pcc", "mtcc"):
+                setattr(hart, name, (code_capability if rng.integers(0, 8) else any_capability)(rng, fmt))
+            for name in ("mtdc", "mscratchc", "mepcc"):
+                setattr(hart, name, any_capability(rng, fmt))
+            for name, row in SPECIAL_ROWS.items():
+                put_register(machine, lane, row, getattr(hart, name))
+            hart.pc = hart.pcc.address & fmt.address_mask - 1
+            hart.mstatus, hart.mscratch = 0x1800 | int(rng.choice([0, 8, 0x80, 0x88])), int(rng.integers(0, 2**31))
+            hart.is_reserved = bool(rng.integers(0, 2))
+            hart.reservation = hart.integer(int(rng.choice(registers)))
+            for name in NUMBERS:
+                machine.numbers[name][lane] = getattr(hart, name)
+            machine.is_reserved[lane], machine.pc[lane] = hart.is_reserved, hart.pc
             for _ in range(machine.memory.granules // 2):
                 cap, index = derived_capability(rng, fmt), int(rng.integers(0, machine.memory.granules))
                 granule = Granule(cap.tag, reference_capability.memory_meta(cap), cap.address)
                 hart.memory.store.set(index, granule)
                 machine.memory.tags[lane, index] = granule.tag
                 machine.memory.halves[lane, index] = granule.lower, granule.upper
+        machine.pcc_changed(np.arange(lanes))
         return cls(harts, machine)
+
+    def reserve(self, register: int) -> None:
+        """Let each lane have reserved the address in a register."""
+        for lane, hart in enumerate(self.harts):
+            hart.is_reserved, hart.reservation = True, hart.integer(register)
+            self.machine.is_reserved[lane], self.machine.numbers["reservation"][lane] = True, hart.reservation
+
+    def seal_pair(self, rng: np.random.Generator, code: int, data: int) -> None:
+        """Put what CInvoke takes, or nearly so, in two registers of each lane."""
+        for lane, hart in enumerate(self.harts):
+            fmt, otype = hart.format, int(rng.integers(0, 4))
+            entry = reference_capability.set_otype(code_capability(rng, fmt), otype)
+            held = reference_capability.and_permissions(memory_capability(rng, fmt), fmt.permissions_mask & ~2)
+            other = otype if rng.integers(0, 6) else otype + 1
+            for register, wanted in ((code, entry), (data, reference_capability.set_otype(held, other))):
+                flipped = 0 if rng.integers(0, 5) else 1 << int(rng.choice([1, 8]))
+                cap = reference_capability.set_permissions(wanted, wanted.permissions ^ flipped)
+                if register:
+                    hart.write(register, cap)
+                    put_register(self.machine, lane, register, cap)
+
+    def renew_code(self, rng: np.random.Generator) -> None:
+        """Give those lanes whose PCC has become useless one that mostly isn't."""
+        renewed = []
+        for lane, hart in enumerate(self.harts):
+            try:
+                hart.check_fetch()
+            except Trap:
+                hart.pcc = code_capability(rng, hart.format)
+                hart.pc = hart.pcc.address & hart.format.address_mask - 1
+                put_register(self.machine, lane, SPECIAL_ROWS["pcc"], hart.pcc)
+                self.machine.pc[lane] = hart.pc
+                renewed.append(lane)
+        self.machine.pcc_changed(np.array(renewed, np.int64))
 
     def step(self, name: str, operands: tuple[Any, ...]) -> list[str | None]:
         """Execute one operation on both; the causes that the reference gave. Fails where traps differ."""
         self.machine.step(name, operands)
         causes: list[str | None] = []
         for lane, hart in enumerate(self.harts):
-            expected, cause = (0, 0), None
-            try:
-                hart.step(name, operands)
-            except Trap as trap:
-                expected, cause = (trap.cause.number, trap.value), trap.cause.name
-            actual = int(self.machine.cause[lane]), int(self.machine.trap_value[lane])
-            if expected[0] == 0:
-                assert actual[0] == 0, f"{name} {operands}, lane {lane}: the fast path refuses, number {actual[0]}"
-            else:
-                assert actual == expected, f"{name} {operands}, lane {lane}: trap {actual}, expected {expected} ({cause})"
-            causes.append(cause)
+            causes.append(self._agree(lane, hart.step(name, operands), f"{name} {operands}"))
         return causes
 
+    def step_divergent(self, programs: list[tuple[str, tuple[int, ...]]]) -> list[str | None]:
+        """Execute in each lane its own operation, on both; the causes that the reference gave."""
+        names = list(dict.fromkeys(name for name, _operands in programs))
+        columns = np.zeros((len(programs), 3), np.int64)
+        for lane, (_name, operands) in enumerate(programs):
+            columns[lane, : len(operands)] = np.array(operands, np.uint64 if min(operands, default=0) >= 0 else np.int64)
+        self.machine.step_divergent(names, np.array([names.index(name) for name, _operands in programs]), columns)
+        return [
+            self._agree(lane, hart.step(*program), f"{program}, divergent")
+            for lane, (hart, program) in enumerate(zip(self.harts, programs, strict=True))
+        ]
+
+    def step_words(self, words: list[int]) -> list[str | None]:
+        """Execute in each lane the instruction that its word encodes."""
+        self.machine.step_words(np.array(words, np.uint32))
+        return [
+            self._agree(lane, hart.step_word(word), f"{word:#010x}")
+            for lane, (hart, word) in enumerate(zip(self.harts, words, strict=True))
+        ]
+
+    def _agree(self, lane: int, trap: Trap | None, context: str) -> str | None:
+        """The name of the cause that the reference gave; fails where the fast path didn't do the same."""
+        actual = int(self.machine.cause[lane]), int(self.machine.trap_value[lane])
+        if trap is None:
+            assert actual[0] == 0, f"{context}, lane {lane}: the fast path refuses, number {actual[0]}"
+            return None
+        expected = trap.cause.number, trap.value
+        assert actual == expected, f"{context}, lane {lane}: trap {actual}, expected {expected} ({trap.cause.name})"
+        return trap.cause.name
+
     def compare(self, context: str) -> None:
-        """Whole states are equal: registers, DDC, program counters and all of memory."""
-        machine = self.machine
+        """Whole states are equal: registers, the special ones and the CSRs, program counters and all of memory."""
         for lane, hart in enumerate(self.harts):
-            assert int(machine.pc[lane]) == hart.pc, f"{context}, lane {lane}: pc"
-            for register in range(32):
-                expected = tuple(hart.capability(register)[1:])
-                assert get_register(machine, lane, register) == expected, f"{context}, lane {lane}: c{register}"
-            assert get_register(machine, lane, DDC) == tuple(hart.ddc[1:]), f"{context}, lane {lane}: ddc"
-            for index in range(machine.memory.granules):
-                lower, upper = machine.memory.halves[lane, index].tolist()
-                actual = Granule(bool(machine.memory.tags[lane, index]), upper, lower)
-                assert actual == hart.memory.store.get(index), f"{context}, lane {lane}: granule {index}"
+            assert not differences(hart, self.machine, lane, whole_memory=True), f"{context}, lane {lane}"
 
 
 def put_register(machine: BatchMachine, lane: int, register: int, cap: Capability) -> None:
     machine.tags[register, lane] = cap.tag
     machine.metas[register, lane] = cap.meta
     machine.addresses[register, lane] = cap.address
-
-
-def get_register(machine: BatchMachine, lane: int, register: int) -> tuple[bool, int, int]:
-    return (
-        bool(machine.tags[register, lane]),
-        int(machine.metas[register, lane]),
-        int(machine.addresses[register, lane]),
-    )
 
 
 def random_operands(rng: np.random.Generator, fmt: CapabilityFormat, name: str, registers: int = 8) -> tuple[int, ...]:
@@ -186,5 +252,8 @@ def random_operands(rng: np.random.Generator, fmt: CapabilityFormat, name: str, 
         else:
             low, high = kind.immediate_range(fmt.address_width)
             near = int(rng.integers(low, high + 1)) >> int(rng.integers(0, 12))
-            operands.append(int(rng.choice([low, high, 0, 0, near, near & ~15])))
+            number = int(rng.choice([low, high, 0, 0, near, near & ~15]))
+            if kind.names and rng.integers(0, 8):
+                number = int(rng.choice(list(kind.names.values())))
+            operands.append(number - number % kind.alignment)
     return tuple(operands)

@@ -5,6 +5,6 @@ the cause of each lane in `block.cause`, by the order of the table's traps, and 
 Importing this package declares all kernels.
 """
 
-from capvisor.fastpath.isa import arithmetic, comparison, inspection, integer, memory, sealing
+from capvisor.fastpath.isa import arithmetic, atomic, comparison, control, inspection, integer, memory, sealing, system
 
-__all__ = ["arithmetic", "comparison", "inspection", "integer", "memory", "sealing"]
+__all__ = ["arithmetic", "atomic", "comparison", "control", "inspection", "integer", "memory", "sealing", "system"]

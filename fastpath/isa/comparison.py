@@ -3,32 +3,32 @@
 import numpy as np
 
 from capvisor.fastpath import capability
-from capvisor.fastpath.machine import Block, operation
+from capvisor.fastpath.machine import Block, Register, operation
 
 
 @operation("ctestsubset")
-def ctestsubset(block: Block, rd: int, cs1: int, cs2: int) -> None:
+def ctestsubset(block: Block, rd: Register, cs1: Register, cs2: Register) -> None:
     inside = block.ws.isa_flags[0]
     capability.is_subset(block.format, block.capability(cs2), block.capability_or_ddc(cs1), block.ws, inside)
     block.write_flag(rd, inside)
 
 
 @operation("cseqx")
-def cseqx(block: Block, rd: int, cs1: int, cs2: int) -> None:
+def cseqx(block: Block, rd: Register, cs1: Register, cs2: Register) -> None:
     same = block.ws.isa_flags[0]
     capability.equal(block.capability(cs1), block.capability(cs2), block.ws, same)
     block.write_flag(rd, same)
 
 
 @operation("csub")
-def csub(block: Block, rd: int, cs1: int, cs2: int) -> None:
+def csub(block: Block, rd: Register, cs1: Register, cs2: Register) -> None:
     difference = block.ws.isa[0]
     np.subtract(block.integer(cs1), block.integer(cs2), out=difference)
     block.write_integer(rd, difference)
 
 
 @operation("ctoptr")
-def ctoptr(block: Block, rd: int, cs1: int, cs2: int) -> None:
+def ctoptr(block: Block, rd: Register, cs1: Register, cs2: Register) -> None:
     pointer, base = block.capability(cs1), block.ws.isa[0]
     capability.get_base(block.format, block.capability_or_ddc(cs2), block.ws, base)
     np.subtract(pointer.address, base, out=base)
@@ -37,7 +37,7 @@ def ctoptr(block: Block, rd: int, cs1: int, cs2: int) -> None:
 
 
 @operation("cfromptr")
-def cfromptr(block: Block, cd: int, cs1: int, rs2: int) -> None:
+def cfromptr(block: Block, cd: Register, cs1: Register, rs2: Register) -> None:
     is_null, target = block.ws.isa_flags[0], block.target(cd)
     np.equal(block.integer(rs2), 0, out=is_null)
     capability.set_offset(block.format, block.capability_or_ddc(cs1), block.integer(rs2), block.ws, target)

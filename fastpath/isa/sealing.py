@@ -1,34 +1,34 @@
 """Sealing, unsealing, building, copying a type. The fast twin of `model.isa.sealing`."""
 
 from capvisor.fastpath import capability
-from capvisor.fastpath.machine import Block, operation
+from capvisor.fastpath.machine import Block, Register, operation
 
 
 @operation("cseal")
-def cseal(block: Block, cd: int, cs1: int, cs2: int) -> None:
+def cseal(block: Block, cd: Register, cs1: Register, cs2: Register) -> None:
     capability.seal(block.format, block.capability(cs1), block.capability(cs2), block.ws, block.target(cd))
 
 
 @operation("cunseal")
-def cunseal(block: Block, cd: int, cs1: int, cs2: int) -> None:
+def cunseal(block: Block, cd: Register, cs1: Register, cs2: Register) -> None:
     capability.unseal(block.format, block.capability(cs1), block.capability(cs2), block.ws, block.target(cd))
 
 
 @operation("ccseal")
-def ccseal(block: Block, cd: int, cs1: int, cs2: int) -> None:
+def ccseal(block: Block, cd: Register, cs1: Register, cs2: Register) -> None:
     capability.conditional_seal(block.format, block.capability(cs1), block.capability(cs2), block.ws, block.target(cd))
 
 
 @operation("csealentry")
-def csealentry(block: Block, cd: int, cs1: int) -> None:
+def csealentry(block: Block, cd: Register, cs1: Register) -> None:
     capability.seal_entry(block.format, block.capability(cs1), block.ws, block.target(cd))
 
 
 @operation("cbuildcap")
-def cbuildcap(block: Block, cd: int, cs1: int, cs2: int) -> None:
+def cbuildcap(block: Block, cd: Register, cs1: Register, cs2: Register) -> None:
     capability.build(block.format, block.capability_or_ddc(cs1), block.capability(cs2), block.ws, block.target(cd))
 
 
 @operation("ccopytype")
-def ccopytype(block: Block, cd: int, cs1: int, cs2: int) -> None:
+def ccopytype(block: Block, cd: Register, cs1: Register, cs2: Register) -> None:
     capability.copy_type(block.format, block.capability(cs1), block.capability(cs2), block.ws, block.target(cd))

@@ -4,6 +4,6 @@ OPERANDS reads registers, CHECKS refuses (in the architecture's order), EFFECT w
 expression has EFFECT alone. Source of every rule: its row in `spec.operations`. Importing this package declares all rules.
 """
 
-from capvisor.model.isa import arithmetic, comparison, inspection, integer, memory, sealing
+from capvisor.model.isa import arithmetic, atomic, comparison, control, inspection, integer, memory, sealing, system
 
-__all__ = ["arithmetic", "comparison", "inspection", "integer", "memory", "sealing"]
+__all__ = ["arithmetic", "atomic", "comparison", "control", "inspection", "integer", "memory", "sealing", "system"]

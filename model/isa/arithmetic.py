@@ -105,9 +105,10 @@ def ccleartag(hart: Hart, cd: Register, cs1: Register) -> None:
 def cclear(hart: Hart, quarter: int, mask8: int) -> None:
     """Put NULL in each register 8 * quarter + i whose bit i is set in the mask; c0 means DDC."""
     # EFFECT
+    null = capability.null(hart.format)
     for bit in range(8):
-        if mask8 >> bit & 1:
-            if quarter == 0 and bit == 0:
-                hart.ddc = capability.null(hart.format)
-            else:
-                hart.write(8 * quarter + bit, capability.null(hart.format))
+        register, chosen = 8 * quarter + bit, mask8 >> bit & 1 == 1
+        if bit == 0 and quarter == 0:
+            hart.ddc = capability.select_capability(chosen, null, hart.ddc)
+        else:
+            hart.write(register, capability.select_capability(chosen, null, hart.capability(register)))

@@ -151,7 +151,7 @@ def sltu(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
 def lui(hart: Hart, rd: Register, uimm20: int) -> None:
     """Load an upper immediate: bits 31 to 12."""
     # EFFECT
-    write_word(hart, rd, uimm20 << 12)
+    hart.write_integer(rd, upper(uimm20))
 
 
 @operation("addiw")
@@ -220,6 +220,11 @@ def sraw(hart: Hart, rd: Register, rs1: Register, rs2: Register) -> None:
 def write_word(hart: Hart, register: Register, value: int) -> None:
     """Put the lowest 32 bits of a value in a register, sign-extended."""
     hart.write_integer(register, sign_extend(value, WORD_BITS))
+
+
+def upper(uimm20: int) -> int:
+    """An upper immediate's number: bits 31 to 12, sign-extended."""
+    return sign_extend(uimm20 << 12, WORD_BITS)
 
 
 def signed(hart: Hart, value: int) -> int:

@@ -155,10 +155,11 @@ def test_conform_skips_formats_that_are_not_modelled_and_says_so(capvisor, tmp_p
 
 
 def test_list_and_explain(capvisor) -> None:
-    for what in ("operations", "formats", "traps", "fields", "vectors"):
+    for what in ("operations", "formats", "traps", "registers", "fields", "vectors"):
         assert capvisor("list", what)[0] == Status.OK
     status, out, _err = capvisor("explain", "csc")
-    assert status == Status.OK and "PermitStoreLocalCapViolation" in out and "def csc(" in out
+    assert status == Status.OK and "PermitStoreLocalCapViolation" in out and "def store_capability(" in out
+    assert "def cseal(" in capvisor("explain", "cseal")[1]
     status, out, _err = capvisor("explain", "TagViolation")
     assert status == Status.OK and "mcause 28, capability cause 0x2" in out and "clc" in out
 

@@ -75,9 +75,15 @@ def test_every_page_of_the_reference_is_generated(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(generate, "REFERENCE", tmp_path / "reference")
     generate.main()
     pages = {path.stem: path.read_text() for path in (tmp_path / "reference").glob("*.md")}
+    each = {path.stem: path.read_text() for path in (tmp_path / "reference" / "instructions").glob("*.md")}
+    assert set(each) == {name.replace(".", "-") for name in OPERATIONS}
+    for name, row in OPERATIONS.items():
+        page = each[name.replace(".", "-")]
+        assert row.summary in page and f"isa.{name}.M1" in page and "## Rule" in page, name
+        assert all(f"`{cause}`" in page for cause in row.traps), name
     index = (ROOT / "docs" / "index.md").read_text()
     assert set(pages) == set(re.findall(r"^reference/(\w+)$", index, re.MULTILINE))
-    assert all(f"`{row.name} {row.syntax}`" in pages["operations"] for row in OPERATIONS.values())
+    assert all(f"`{row.name} {row.syntax}`".replace(" `", "`") in pages["operations"] for row in OPERATIONS.values())
     times = json.loads((ROOT / "docs" / "proof_times.json").read_text())["solver_seconds"]
     assert set(times) == set(obligations()), "make times"
     assert "capvisor conform" in pages["command"] and "start: line" in pages["language"]

@@ -28,7 +28,7 @@ WRONG_LINES = [
     ("cld x1, 0(c1) !trap", 20, "missing cause after `!trap`: found end of line"),
     ("cld x1, 0(c1) !trap TagVioltion", 21, "unknown trap cause `TagVioltion`; did you mean `TagViolation`?"),
     ("cld x1, 0(c1) !trap TypeViolation", 21, "this operation never gives TypeViolation: it can give TagViolation,"),
-    ("cmove c1, c2 !trap TagViolation", 20, "it is never refused"),
+    ("cmove c1, c2 !trap LoadAccessFault", 20, "this operation never gives LoadAccessFault"),
     ("cld x1, 0(c1) !trap TagViolation !trap SealViolation", 40, "nothing can follow a `!trap` without `when`"),
     ("let x any u64", 7, "missing `=` after the name: found `any`"),
     ("let x = any u65", 13, "unknown type `u65`: expected u1 to u64"),

@@ -20,7 +20,7 @@ from capvisor.proofs.mutants import MUTANTS, Mutant, in_force
 from capvisor.proofs.runner import Settings, Verdict, prove, with_lemmas
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.teeth import bites
-from capvisor.proofs.theorem import THEOREMS, Obligation, Theorem, implies, is_sound, obligations, queries, replay
+from capvisor.proofs.theorem import THEOREMS, Obligation, Theorem, implies, obligations, queries, replay
 from capvisor.spec.formats import CC64, FORMATS
 from tests.tutorial import ROOT
 
@@ -308,7 +308,7 @@ def test_contracts_stand_for_functions_and_not_for_more_than_is_proved() -> None
         asked = queries(replace(obligation, theorem=replace(obligation.theorem, uses=uses, has_contracts=True)))
         return solve.ask("z3", asked.abstract, {}, 20).result
 
-    assert first_attempt(lambda cap, result: is_sound(result) & (result.base == cap.base)) == "unsat"
+    assert first_attempt(lambda cap, result: result.is_sound & (result.base == cap.base)) == "unsat"
     assert first_attempt(lambda cap, result: result.base <= result.address) == "sat"
     # What is true of the function, but not among its theorems, takes the function itself.
     assert first_attempt(lambda cap, result: (cap.length < 1 << 30) | (result.base & 1 == 0)) == "sat"

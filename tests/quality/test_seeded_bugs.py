@@ -58,12 +58,12 @@ OPERATION_BUGS = [
     ("model.capability", "allowed = not_(cap.is_sealed) & within_bounds", "allowed = within_bounds", "csetbounds"),
     ("fastpath.capability", "np.equal(inner.tag, outer.tag, out=flag)", "flag.fill(True)", "ctestsubset"),
     ("fastpath.isa.memory", "np.greater(stored.tag, needed, out=needed)", "np.copyto(needed, stored.tag)", "csc"),
-    ("fastpath.isa.memory", "np.logical_and(tag, may_load, out=tag)", "pass", "clc"),
+    ("fastpath.isa.memory", "np.logical_and(loaded.tag, may_load, out=loaded.tag)", "pass", "clc"),
     ("fastpath.memory", "if straddles.any():", "if False:", "csd"),
     ("fastpath.memory", "np.add(address, size_bytes - 1, out=index)", "np.copyto(index, address)", "csd"),
     ("model.memory", "self.store.set(index, Granule(False,", "self.store.set(index, Granule(True,", "csb"),
     ("model.isa.memory", "if access.authority.is_sealed:", "if False:", "clb"),
-    ("model.isa.memory", 'raise Trap("PermitStoreCapViolation", register)', "pass", "csc"),
+    ("model.isa.memory", 'raise Trap("PermitStoreCapViolation", access.register)', "pass", "csc"),
 ]
 
 
