@@ -1,6 +1,6 @@
 # `make` alone lists the verbs. Each does all the set-up it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check prove times teeth bench docs lock clean
+.PHONY: help install demo test check prove matrix times teeth bench docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,14 +38,17 @@ check: $(STAMP) ## lint, types and the architecture of imports
 prove: $(STAMP) ## prove every theorem, for both formats (minutes; kept answers make the next run quick)
 	$(BIN)/capvisor prove --all
 
+matrix: $(STAMP) ## prove that every operation keeps every invariant, and that both implementations take the same step (minutes)
+	$(BIN)/capvisor prove --matrix
+
 times: $(STAMP) ## prove every theorem anew, and keep the times for the docs
 	mkdir -p build
 	$(BIN)/capvisor prove --all --no-cache --json build/proofs.json
 	$(BIN)/python docs/record_proof_times.py build/proofs.json
 
 teeth: $(STAMP) ## break the code in every way that is listed or found, and see a theorem fall (minutes)
-	$(BIN)/capvisor prove --all --teeth
-	$(BIN)/capvisor prove --sweep
+	$(BIN)/capvisor prove --all --matrix --teeth
+	$(BIN)/capvisor prove --sweep all
 
 bench: $(STAMP) ## measure the reference and the fast path
 	$(BIN)/capvisor bench

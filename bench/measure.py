@@ -107,19 +107,28 @@ def _set_bounds() -> tuple[Timer, Timer]:
     return _timer(fast, CAPABILITIES), _timer(reference, REFERENCE_CALLS)
 
 
-def _machine(name: str, operands: tuple[int, ...]) -> tuple[Timer, Timer]:
+_POINTERS, _NUMBERS = (1, 2, 3, 4), (5, 6, 7, 8)
+"""The registers that point anywhere into memory, and those that hold small numbers."""
+
+
+def _machines() -> tuple[BatchMachine, Hart]:
+    """A batch machine, each lane with pointers and numbers of its own, and a hart in the state of its first lane."""
     rng = np.random.default_rng(0)
-    granules = MEMORY_BYTES // CC128.capability_bytes
-    addresses = np.uint64(MEMORY_BASE) + rng.integers(0, granules, LANES, dtype=np.uint64) * np.uint64(
-        CC128.capability_bytes
-    )
-    numbers = rng.integers(0, 4096, LANES, dtype=np.uint64)
+    size = CC128.capability_bytes
     machine = BatchMachine(CC128, MEMORY_BASE, MEMORY_BYTES, LANES)
-    machine.tags[1], machine.metas[1], machine.addresses[1] = True, CC128.root_meta, addresses
-    machine.addresses[5] = numbers
     hart = Hart(Memory(CC128, MEMORY_BASE, MEMORY_BYTES))
-    hart.write(1, capability.root(CC128, int(addresses[0])))
-    hart.write_integer(5, int(numbers[0]))
+    for register in _POINTERS:
+        addresses = np.uint64(MEMORY_BASE) + rng.integers(0, MEMORY_BYTES // size, LANES, dtype=np.uint64) * np.uint64(size)
+        machine.tags[register], machine.metas[register], machine.addresses[register] = True, CC128.root_meta, addresses
+        hart.write(register, capability.root(CC128, int(addresses[0])))
+    for register in _NUMBERS:
+        machine.addresses[register] = rng.integers(0, 4096, LANES, dtype=np.uint64)
+        hart.write_integer(register, int(machine.addresses[register, 0]))
+    return machine, hart
+
+
+def _machine(name: str, operands: tuple[int, ...]) -> tuple[Timer, Timer]:
+    machine, hart = _machines()
 
     def reference() -> None:
         for _ in range(REFERENCE_CALLS):
@@ -130,6 +139,47 @@ def _machine(name: str, operands: tuple[int, ...]) -> tuple[Timer, Timer]:
             machine.step(name, operands)
 
     return _timer(fast, LANES * STEPS), _timer(reference, REFERENCE_CALLS)
+
+
+_MIX = {
+    **dict.fromkeys(("add", "sub", "and", "slt"), ("results", "numbers", "numbers")),
+    **dict.fromkeys(("cincoffset", "csetbounds", "candperm"), ("results", "pointers", "numbers")),
+    "cmove": ("results", "pointers"),
+    "cgetlen": ("results", "pointers"),
+    "clc": ("results", "zero", "pointers"),
+    "csc": ("pointers", "zero", "pointers"),
+    "cld": ("results", "zero", "pointers"),
+    "csd": ("numbers", "zero", "pointers"),
+}
+"""Operations of divergent programs, with the registers of their operands: each lane draws its own."""
+
+
+def _divergent() -> tuple[Timer, Timer]:
+    """Each lane with an operation and registers of its own, other ones in every step; of the reference, the first lanes'."""
+    machine, hart = _machines()
+    rng = np.random.default_rng(0)
+    registers = {"results": (9, 10, 11, 12), "pointers": _POINTERS, "numbers": _NUMBERS, "zero": (0,)}
+    names = list(_MIX)
+    steps = []
+    for _ in range(STEPS):
+        chosen, operands = rng.integers(0, len(names), LANES), np.zeros((LANES, 3), np.int64)
+        for index, kinds in enumerate(_MIX.values()):
+            mine = np.flatnonzero(chosen == index)
+            for column, kind in enumerate(kinds):
+                operands[mine, column] = rng.choice(registers[kind], len(mine))
+        steps.append((chosen, operands))
+    first, rows = (each[:REFERENCE_CALLS].tolist() for each in steps[0])
+    program = [(names[index], tuple(row[: len(_MIX[names[index]])])) for index, row in zip(first, rows, strict=True)]
+
+    def reference() -> None:
+        for name, own in program:
+            hart.step(name, own)
+
+    def fast() -> None:
+        for chosen, operands in steps:
+            machine.step_divergent(names, chosen, operands)
+
+    return _timer(fast, LANES * STEPS), _timer(reference, len(program))
 
 
 def _operation(name: str, *operands: int) -> Measurement:
@@ -148,4 +198,6 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     _operation("cld", 3, 0, 1),
     _operation("csd", 5, 0, 1),
     _operation("add", 3, 5, 5),
+    _operation("beq", 5, 6, 16),
+    Measurement("divergent, 13 operations, 1e5 lanes", "M/s", _divergent),
 )

@@ -19,18 +19,18 @@ from capvisor.dsl.runner import with_values
 from capvisor.proofs import programs, solve
 from capvisor.proofs.cache import Cache, default_folder
 from capvisor.proofs.isa import PREFIX, cells, is_cell
+from capvisor.proofs.isa import columns as statements_of_columns
 from capvisor.proofs.matrix import prove as prove_cells
 from capvisor.proofs.matrix import table_of
 from capvisor.proofs.programs import obligation_of
 from capvisor.proofs.runner import Outcome, Settings, Verdict, with_lemmas
 from capvisor.proofs.runner import prove as prove_obligations
-from capvisor.proofs.sweep import MODULES, Finding, changes
+from capvisor.proofs.sweep import SWEEPS, Finding, changes
 from capvisor.proofs.sweep import sweep as sweep_modules
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
 from capvisor.proofs.witness import any_program_of
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.invariants import INVARIANTS
 
 
 @click.command()
@@ -42,7 +42,11 @@ from capvisor.spec.invariants import INVARIANTS
 )
 @click.option("--dependencies", is_flag=True, help="Show which obligations lean on which, and prove nothing.")
 @click.option("--teeth", is_flag=True, help="Apply each theorem's mutants, one at a time, and show the counterexamples.")
-@click.option("--sweep", is_flag=True, help="Negate every comparison and drop every guard, and see each noticed (minutes).")
+@click.option(
+    "--sweep",
+    type=click.Choice([*SWEEPS, "all"]),
+    help="Negate every comparison and drop every guard of a part of the code, and see each noticed (minutes).",
+)
 @click.option(
     "--solver", default="z3", show_default=True, help="One or several of z3, bitwuzla, with commas: all must agree."
 )
@@ -68,7 +72,7 @@ def prove(
     listing: bool,
     dependencies: bool,
     teeth: bool,
-    sweep: bool,
+    sweep: str | None,
     solver: str,
     timeout: float,
     rlimit: int,
@@ -88,8 +92,8 @@ def prove(
     """
     check_writable(json_path)
     check_writable(junit_path)
-    if sweep:
-        return _sweep(timeout, workers)
+    if sweep is not None:
+        return _sweep([*SWEEPS] if sweep == "all" else [sweep], timeout, workers)
     chosen = _choose(names, everything or (listing and not names and not matrix), matrix)
     out = console()
     if listing:
@@ -124,17 +128,13 @@ def prove(
     write_json(json_path, "prove", {"seconds": elapsed_s, "obligations": [_as_json(outcome) for outcome in outcomes]})
     write_text(junit_path, junit_xml("prove", [_as_case(outcome) for outcome in outcomes]))
     if matrix:
-        columns, marks = table_of(outcomes)
+        (columns, marks), statements = table_of(outcomes), statements_of_columns()
         out.print(table(("operation", *columns), marks), soft_wrap=False)
         out.print(
             f"a mark for each of {', '.join(FORMATS)}: + proved, ? unknown, X refuted, v vacuous, . no such operation\n"
         )
         for column in columns:
-            out.print(f"{column}  {INVARIANTS[column].statement}")
-        outcomes, chosen = (
-            [each for each in outcomes if is_cell(each.obligation)],
-            [each for each in chosen if is_cell(each)],
-        )
+            out.print(f"{column:<4} {statements[column]}")
     return _report(chosen, outcomes, interrupted, elapsed_s, save, quiet=matrix)
 
 
@@ -166,20 +166,24 @@ def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
     return Status.VIOLATION if survivors else Status.OK
 
 
-def _sweep(timeout_s: float, workers: int) -> int:
-    """Every comparison negated and every guard dropped, one at a time; what no theorem notices is shown."""
+def _sweep(parts: list[str], timeout_s: float, workers: int) -> int:
+    """Every comparison negated and every guard dropped, one at a time: which theorem notices it, or why none does."""
     findings: list[Finding] = []
-    total = sum(1 for module in MODULES for _change in changes(module))
+    modules = tuple(module for part in parts for module in SWEEPS[part])
+    total = sum(1 for module in modules for _change in changes(module))
     with progress("changes", total) as advance:
-        for finding in sweep_modules(MODULES, timeout_s, workers):
+        for finding in sweep_modules(modules, timeout_s, workers):
             findings.append(finding)
             advance(1)
+    noticed = [(each.change.line, each.change.name, each.noticed_by) for each in findings if each.noticed_by]
+    console().print(table(("line", "change", "noticed by"), noticed, right=(0,)), soft_wrap=False)
     survivors = [finding for finding in findings if not finding.noticed_by]
     rows = [
         (each.change.line, each.change.name, each.equivalent or "NOT EXPLAINED: a gap in the theorems") for each in survivors
     ]
     out = console()
     if rows:
+        out.print()
         headings = ("line", "change that no theorem notices", "why it changes nothing")
         out.print(table(headings, rows, right=(0,)), soft_wrap=False)
     unexplained = sum(not finding.is_explained for finding in survivors)

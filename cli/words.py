@@ -65,16 +65,24 @@ def disasm(words: tuple[str, ...], format_name: str, mode_name: str) -> int:
             raise InputError(f"`{text}` is no number") from None
         if not 0 <= word <= WORD_MASK:
             raise InputError(f"`{text}` is no word of 32 bits")
-        decoded = decode(word, FORMATS[format_name].address_width, Mode(mode_name))
-        if decoded is None:
+        written = disassembled(word, FORMATS[format_name].address_width, Mode(mode_name))
+        if written is None:
             status = Status.VIOLATION
-            console().print(f"{word:#010x}  encodes no instruction that is modelled")
-            continue
-        name, numbers = decoded
-        operands = tuple(_operand(kind, value) for kind, value in zip(OPERATIONS[name].operands, numbers, strict=True))
-        written = print_instruction(Instruction(name, operands))
-        console().print(f"{word:#010x}  {with_ordering(written, name, ordering_of(word))}")
+        console().print(f"{word:#010x}  {written or ENCODES_NOTHING}")
     return status
+
+
+ENCODES_NOTHING = "encodes no instruction that is modelled"
+
+
+def disassembled(word: int, xlen: int, mode: Mode) -> str | None:
+    """The instruction that a word encodes, in the language's syntax; None if it encodes nothing that is modelled."""
+    decoded = decode(word, xlen, mode)
+    if decoded is None:
+        return None
+    name, numbers = decoded
+    operands = tuple(_operand(kind, value) for kind, value in zip(OPERATIONS[name].operands, numbers, strict=True))
+    return with_ordering(print_instruction(Instruction(name, operands)), name, ordering_of(word))
 
 
 _ORDERINGS = ("", ".rl", ".aq", ".aqrl")

@@ -1,1 +1,1 @@
-"""Golden vectors: read, checked against both implementations, and made from the reference for others."""
+"""Golden vectors and traces: read, held against both implementations, and made from the reference for others."""

@@ -49,7 +49,7 @@ def read(path: Path, format_name: str | None = None, operation_name: str | None 
     if not path.exists():
         raise VectorFileError(f"{path}: no such file")
     if path.suffix not in SUFFIXES:
-        raise VectorFileError(f"{path}: golden vectors are .npz or .csv files")
+        raise VectorFileError(f"{path}: golden vectors are .npz or .csv files, instruction traces .jsonl.gz or .jsonl files")
     described = describe_name(path) or (None, None)
     format_name, operation_name = format_name or described[0], operation_name or described[1]
     if format_name not in FORMATS:

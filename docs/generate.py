@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +14,7 @@ from capvisor.cli.main import capvisor
 from capvisor.cli.status import MEANINGS
 from capvisor.dsl.fields import FIELDS
 from capvisor.model.machine import RULES
-from capvisor.proofs import contracts, isa, runner
+from capvisor.proofs import contracts, isa, machine, runner
 from capvisor.proofs.theorem import THEOREMS, Theorem
 from capvisor.spec.encodings import encodings
 from capvisor.spec.formats import FORMATS, Permission
@@ -105,13 +106,11 @@ def instruction(name: str) -> str:
     parts.append("As the reference executes it" + (", shared by its family:\n" if shared else ":\n"))
     parts.append(f"```python\n{inspect.getsource(RULES[name])}```\n")
     parts.append("## Theorems\n")
-    cells = [
-        (
-            f"`{isa.PREFIX}.{name}.{each}`",
-            INVARIANTS[each].title if each in INVARIANTS else "the fast path's step is the reference's",
-        )
-        for each in isa.columns()
-    ]
+    titles = {
+        **{row.name: row.title for row in INVARIANTS.values()},
+        machine.NAME: "the fast path's step is the reference's",
+    }
+    cells = [(f"`{isa.PREFIX}.{name}.{each}`", titles[each]) for each in isa.columns()]
     parts.append(table(["cell of [the matrix](../matrix.md)", "what it keeps"], cells))
     lemmas = contracts.lemmas_for([name])
     parts.append(f"They lean on {', '.join(f'`{each}`' for each in lemmas)}: [what is proved](../proved.md).\n")
@@ -129,6 +128,13 @@ def matrix() -> str:
     for invariant in INVARIANTS.values():
         parts.append(f"## {invariant.name}: {invariant.title}\n\n{invariant.statement}\n\nSource: {invariant.source}.\n")
         parts.append(f"```python\n{inspect.getsource(invariant.holds)}```\n")
+    parts.append(f"## {machine.NAME}: the fast path\n\n{machine.STATEMENT}\n\nScope: {machine.SCOPE}.\n")
+    teeth = [
+        (f"`isa.{row}.{column}`", ", ".join(f"`{each}`" for each in names)) for (row, column), names in isa.TEETH.items()
+    ]
+    parts.append("## Teeth\n")
+    parts.append("Changes to the code (`proofs/mutants.py`) that make a cell fall, for every column:\n")
+    parts.append(table(["cell", "broken by"], teeth))
     parts.append("## Rows\n")
     parts.append(", ".join(f"[`{name}`](instructions/{file_of(name)}.md)" for name in OPERATIONS) + "\n")
     return "\n".join(parts)
@@ -210,31 +216,49 @@ def command() -> str:
     return "\n".join(parts)
 
 
-def proved() -> str:
-    """The theorems, by group."""
-    parts = [
-        "# What is proved\n",
-        "Generated from `proofs/`. Each theorem is proved for every format that it names, for all values at full width unless its scope says otherwise. [How, and what must be trusted](../prover.md).\n",
-    ]
-    times = json.loads((Path(__file__).parent / "proof_times.json").read_text())
-    parts.append(
-        f"Times are {times['solver']}'s seconds for all questions together, as one run of `capvisor prove --all --no-cache` gave them, which took {times['elapsed_seconds']} s on two cores.\n"
-    )
+def _times() -> dict[str, Any]:
+    times: dict[str, Any] = json.loads((Path(__file__).parent / "proof_times.json").read_text())
+    return times
+
+
+def _groups() -> dict[str, list[Theorem]]:
+    """The theorems by group: what their names begin with."""
     groups: dict[str, list[Theorem]] = {}
     for theorem in THEOREMS.values():
         groups.setdefault(theorem.id.split(".")[0], []).append(theorem)
-    for group, theorems in groups.items():
-        parts.append(f"## {group}\n")
-        for theorem in theorems:
-            parts.append(f"### {theorem.id}\n\n{theorem.statement}\n")
-            facts = [f"formats: {', '.join(theorem.formats)}", f"scope: {theorem.scope}", f"source: {theorem.source}"]
-            facts += [f"leans on: {', '.join(theorem.uses)}"] if theorem.uses else []
-            facts += [f"broken by: {', '.join(theorem.mutants)}"] if theorem.mutants else []
-            seconds = (times["solver_seconds"][f"{theorem.id}.{name}"] for name in theorem.formats)
-            facts.append(
-                "seconds: " + ", ".join(f"{each:.2f} ({name})" for each, name in zip(seconds, theorem.formats, strict=True))
-            )
-            parts.append("".join(f"- {fact}\n" for fact in facts))
+    return groups
+
+
+def proved() -> str:
+    """The groups of theorems."""
+    times = _times()
+    rows = [(f"[{name}](proved/{name}.md)", len(theorems), theorems[0].statement) for name, theorems in _groups().items()]
+    return "\n".join(
+        [
+            "# What is proved\n",
+            "Generated from `proofs/`. Each theorem is proved for every format that it names, for all values at full width unless its "
+            "scope says otherwise. [How, and what must be trusted](../prover.md). Theorems about whole instructions are "
+            "[the matrix](matrix.md).\n",
+            f"Times are {times['solver']}'s seconds for all questions together, as one run of `capvisor prove --all --no-cache` gave "
+            f"them, which took {times['elapsed_seconds']} s on two cores.\n",
+            table(["group", "theorems", "the first of them"], rows),
+            "```{toctree}\n:hidden:\n:glob:\n\nproved/*\n```\n",
+        ]
+    )
+
+
+def proved_group(group: str) -> str:
+    """The theorems of one group, in their own words."""
+    times = _times()["solver_seconds"]
+    parts = [f"# What is proved: {group}\n"]
+    for theorem in _groups()[group]:
+        parts.append(f"## {theorem.id}\n\n{theorem.statement}\n")
+        facts = [f"formats: {', '.join(theorem.formats)}", f"scope: {theorem.scope}", f"source: {theorem.source}"]
+        facts += [f"leans on: {', '.join(theorem.uses)}"] if theorem.uses else []
+        facts += [f"broken by: {', '.join(theorem.mutants)}"] if theorem.mutants else []
+        facts += [] if theorem.holds else ["FALSE: kept with its counterexample, and expected to be REFUTED"]
+        facts.append("seconds: " + ", ".join(f"{times[f'{theorem.id}.{name}']:.2f} ({name})" for name in theorem.formats))
+        parts.append("".join(f"- {fact}\n" for fact in facts))
     return "\n".join(parts)
 
 
@@ -246,6 +270,7 @@ PAGES = {
     "command": command,
     "proved": proved,
     "matrix": matrix,
+    **{f"proved/{group}": functools.partial(proved_group, group) for group in _groups()},
     **{f"instructions/{file_of(name)}": functools.partial(instruction, name) for name in OPERATIONS},
 }
 

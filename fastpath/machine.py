@@ -5,8 +5,10 @@ next one; lanes may also diverge, each with an operation of its own, and are gro
 refused goes to its handler; the others go on.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,7 @@ from capvisor.spec.registers import (
     REGISTER_COUNT,
     SPECIAL_REGISTERS,
 )
-from capvisor.spec.traps import CAUSES, CAUSES_BY_NAME
+from capvisor.spec.traps import CAUSES_BY_NAME, CHERI_EXCEPTION, OTHER_CAUSE
 
 Kernel = Callable[..., None]
 KERNELS: dict[str, Kernel] = {}
@@ -51,12 +53,6 @@ CHANGE_PCC = ("cjalr", "jalr.cap", "cinvoke", "mret")
 """The operations that install another PCC."""
 
 INSTRUCTION_BYTES, PARCEL_BYTES = 4, 2
-_MCAUSE = np.zeros(64, np.uint64)
-for _row in CAUSES:
-    _MCAUSE[_row.number] = _row.mcause
-_FETCH = {name: CAUSES_BY_NAME[name].number for name in ("TagViolation", "SealViolation", "PermitExecuteViolation")}
-_LENGTH = CAUSES_BY_NAME["LengthViolation"].number
-
 _SHAPING = (OperandKind.SPECIAL_REGISTER, OperandKind.STATUS_REGISTER, OperandKind.QUARTER, OperandKind.MASK)
 """Operands that decide what a kernel does: lanes are together only where these are equal."""
 
@@ -75,6 +71,14 @@ def operation(name: str) -> Callable[[Kernel], Kernel]:
         return kernel
 
     return register
+
+
+class Window(NamedTuple):
+    """Where PCC lets instructions be fetched: at pcs from start to start + span; nowhere, if the cause isn't 0."""
+
+    cause: Causes
+    start: Words
+    span: Words
 
 
 class Block:
@@ -195,32 +199,47 @@ class Selection(Block):
     def __init__(self, machine: "BatchMachine", lanes: Indices, workspace: Workspace) -> None:
         self.format, self.ws = machine.format, workspace
         self._machine, self.lanes = machine, lanes
-        self.memory = machine.memory.selection(lanes)
-        self.pc, self.next_pc = machine.pc[lanes], machine.next_pc[lanes]
-        self.cause, self.trap_value = np.zeros(len(lanes), np.uint8), machine.trap_value[lanes]
+        self.cause, self.trap_value = np.zeros(len(lanes), np.uint8), np.zeros(len(lanes), np.uint64)
         self._flat = machine.tags.reshape(-1), machine.metas.reshape(-1), machine.addresses.reshape(-1)
         self._targets: list[tuple[Indices, Lanes]] = []
         self._held: dict[tuple[int, str], Any] = {}
         self._reserved: Flags | None = None
 
-    def _where(self, register: Register, instead: int) -> Indices:
+    @functools.cached_property
+    def memory(self) -> MemoryBlock:  # type: ignore[override]
+        """The memory of these lanes."""
+        return self._machine.memory.selection(self.lanes)
+
+    @functools.cached_property
+    def pc(self) -> Words:  # type: ignore[override]
+        """The program counters, to be read."""
+        return self._machine.pc[self.lanes]
+
+    @functools.cached_property
+    def next_pc(self) -> Words:  # type: ignore[override]
+        """The next program counters, to be read or written in place."""
+        return self._machine.next_pc[self.lanes]
+
+    def _where(self, register: Register, instead: int = 0) -> Indices:
         """Where a register lies in the flat arrays, another row instead of c0's."""
         if isinstance(register, int):
             return (register or instead) * self._machine.lanes + self.lanes
-        return np.where(register == 0, instead, register) * self._machine.lanes + self.lanes
+        if instead:
+            register = np.where(register == 0, instead, register)
+        return register * self._machine.lanes + self.lanes
 
     def _gather(self, where: Indices) -> Lanes:
         tags, metas, addresses = self._flat
         return Lanes(tags.take(where), metas.take(where), addresses.take(where))
 
     def capability(self, register: Register) -> Lanes:
-        return self._gather(self._where(register, 0))
+        return self._gather(self._where(register))
 
     def capability_or_ddc(self, register: Register) -> Lanes:
         return self._gather(self._where(register, DDC))
 
     def integer(self, register: Register) -> Words:
-        return self._flat[2].take(self._where(register, 0))
+        return self._flat[2].take(self._where(register))
 
     def target(self, register: Register) -> Lanes:
         key = id(register) if not isinstance(register, int) else register, "target"
@@ -259,8 +278,10 @@ class Selection(Block):
                 machine.numbers[name][self.lanes] = values
         if self._reserved is not None:
             machine.is_reserved[self.lanes] = self._reserved
-        machine.cause[self.lanes], machine.trap_value[self.lanes] = self.cause, self.trap_value
-        machine.next_pc[self.lanes] = self.next_pc
+        if self.cause.any():
+            machine.cause[self.lanes], machine.trap_value[self.lanes] = self.cause, self.trap_value
+        if "next_pc" in vars(self):
+            machine.next_pc[self.lanes] = self.next_pc
 
 
 class BatchMachine:
@@ -292,9 +313,9 @@ class BatchMachine:
         self.cause: Causes = np.zeros(lanes, np.uint8)
         self.trap_value = np.zeros(lanes, np.uint64)
         self.memory = Memory(fmt, memory_base, memory_bytes, lanes)
-        # Where instructions may be fetched: nowhere for the cause, if it isn't 0; else at pcs from start to start + span.
-        self._fetch_cause: Causes = np.zeros(lanes, np.uint8)
-        self._start, self._span = np.zeros(lanes, np.uint64), np.full(lanes, fmt.address_mask, np.uint64)
+        self._window = Window(
+            np.zeros(lanes, np.uint8), np.zeros(lanes, np.uint64), np.full(lanes, fmt.address_mask, np.uint64)
+        )
         self._block_lanes = block_lanes
         self._workspace = Workspace(min(lanes, block_lanes))
         starts = range(0, lanes, block_lanes)
@@ -322,29 +343,23 @@ class BatchMachine:
             own = tuple(each[block.start : block.stop] if isinstance(each, np.ndarray) else each for each in operands)
             if self._may_fetch(block.start, block.stop, block.ws):
                 if jumps:
-                    self._advance(block.pc, block.next_pc)
+                    advance(self.format, block.pc, block.next_pc)
                 kernel(block, *own)
                 if not jumps and not (row.traps and block.cause.any()):
-                    self._advance(block.pc, block.pc)
+                    advance(self.format, block.pc, block.pc)
                     continue
                 if not jumps:
-                    self._advance(block.pc, block.next_pc)
+                    advance(self.format, block.pc, block.next_pc)
             else:
                 self._step_where_fetched(block, kernel, own)
             self._commit(np.arange(block.start, block.stop), leaves=leaves)
 
-    def _advance(self, pc: Words, out: Words) -> None:
-        """out = the address of the next instruction."""
-        np.add(pc, INSTRUCTION_BYTES, out=out)
-        if self.format.address_width < 64:
-            np.bitwise_and(out, self.format.address_mask, out=out)
-
     def _may_fetch(self, start: int, stop: int, ws: Workspace) -> bool:
         """Whether PCC authorises the instruction in all of these lanes."""
-        distance, within = ws.isa[0], ws.isa_flags[0]
-        np.subtract(self.pc[start:stop], self._start[start:stop], out=distance)
-        np.less_equal(distance, self._span[start:stop], out=within)
-        return bool(within.all()) and not self._fetch_cause[start:stop].any()
+        window, distance, within = self._window, ws.isa[0], ws.isa_flags[0]
+        np.subtract(self.pc[start:stop], window.start[start:stop], out=distance)
+        np.less_equal(distance, window.span[start:stop], out=within)
+        return bool(within.all()) and not window.cause[start:stop].any()
 
     def _step_where_fetched(self, block: Block, kernel: Kernel, operands: tuple[Any, ...]) -> None:
         """Execute an operation in those lanes of a block that may fetch it, and refuse it in the others."""
@@ -357,14 +372,24 @@ class BatchMachine:
 
     def _fetch(self, lanes: Indices) -> Flags:
         """Where PCC authorises the instruction; elsewhere the refusal is recorded, and pc + 4 is the next pc everywhere."""
-        pc, cause = self.pc[lanes], self._fetch_cause[lanes]
-        outside = (pc - self._start[lanes] > self._span[lanes]) & (cause == 0)
-        cause[outside] = _LENGTH
+        pc, next_pc, cause = self.pc[lanes], np.empty(len(lanes), np.uint64), np.empty(len(lanes), np.uint8)
+        window = Window(self._window.cause[lanes], self._window.start[lanes], self._window.span[lanes])
+        check_fetch(pc, window, Workspace(len(lanes)), cause)
         self.cause[lanes] = cause
         self.trap_value[lanes] = np.uint64(PCC_INDEX << 5) | cause
-        self.next_pc[lanes] = pc + np.uint64(INSTRUCTION_BYTES) & np.uint64(self.format.address_mask)
+        advance(self.format, pc, next_pc)
+        self.next_pc[lanes] = next_pc
         fetched: Flags = cause == 0
         return fetched
+
+    def _fetch_all(self) -> Flags | None:
+        """As `_fetch` of all lanes; None where PCC authorises the instruction in each of them."""
+        if not all(self._may_fetch(block.start, block.stop, block.ws) for block in self._blocks):
+            return self._fetch(np.arange(self.lanes))
+        self.cause.fill(0)
+        for block in self._blocks:
+            advance(self.format, block.pc, block.next_pc)
+        return None
 
     def _execute(self, kernel: Kernel, lanes: Indices, operands: tuple[Any, ...]) -> None:
         """Execute an operation in some lanes, in pieces of a block's size."""
@@ -402,35 +427,53 @@ class BatchMachine:
 
     def _diverge(self, names: Sequence[str], chosen: Indices, operands: Indices) -> None:
         """As `step_divergent`; an index of -1 is no operation, and refused as an illegal instruction."""
-        lanes = np.arange(self.lanes)
-        fetched = self._fetch(lanes)
-        keys = chosen << 16
-        for index, name in enumerate(names):
-            shaping = [column for column, kind in enumerate(OPERATIONS[name].operands) if kind in _SHAPING]
-            if shaping:
-                mine = chosen == index
-                shape = operands[mine][:, shaping]
-                keys[mine] |= shape[:, 0] << 8 | shape[:, -1] if len(shaping) == 2 else shape[:, 0]
-        keys[~fetched] = -1 << 32
-        order = np.argsort(keys, kind="stable")
-        sorted_keys = keys[order]
-        edges = np.flatnonzero(np.diff(sorted_keys)) + 1
-        groups = zip([0, *edges.tolist()], [*edges.tolist(), self.lanes], strict=True)
+        fetched = self._fetch_all()
+        groups = self._groups(names, chosen, operands, fetched)
+        order = np.argsort(groups, kind="stable")
+        columns = [operands[:, column].take(order) for column in range(operands.shape[1])]
+        sorted_groups, sorted_chosen = groups.take(order), chosen.take(order)
+        edges = [0, *(np.flatnonzero(sorted_groups[1:] != sorted_groups[:-1]) + 1).tolist(), self.lanes]
         jumped = []
-        for first, last in groups:
-            together = order[first:last]
-            index = int(sorted_keys[first]) >> 16
-            if index >= 0:
-                name = names[index]
-                self._execute(KERNELS[name], together, operands_of(name, operands[together]))
-                if name in CHANGE_PCC:
-                    jumped.append(together)
-            elif index == -1:
+        for first, last in itertools.pairwise(edges):
+            together, index = order[first:last], int(sorted_chosen[first])
+            if sorted_groups[first] < 0:
+                continue
+            if index < 0:
                 self.cause[together] = CAUSES_BY_NAME["IllegalInstruction"].number
                 self.trap_value[together] = 0
-        self._commit(lanes, leaves=False)
+                continue
+            name = names[index]
+            self._execute(KERNELS[name], together, operands_of(name, [column[first:last] for column in columns]))
+            if name in CHANGE_PCC:
+                jumped.append(together)
+        if fetched is None and not self.cause.any():
+            np.copyto(self.pc, self.next_pc)
+        else:
+            self._commit(np.arange(self.lanes), leaves=False)
         if jumped:
             self.pcc_changed(np.concatenate(jumped))
+
+    def _groups(
+        self, names: Sequence[str], chosen: Indices, operands: Indices, fetched: Flags | None
+    ) -> NDArray[np.int16] | Indices:
+        """A number for each lane: equal where a kernel can work on lanes together, below 0 where nothing is fetched."""
+        shaped = {
+            index: columns
+            for index, name in enumerate(names)
+            if (columns := [column for column, kind in enumerate(OPERATIONS[name].operands) if kind in _SHAPING])
+        }
+        if not shaped:
+            # Small numbers are sorted by their digits, in no time.
+            groups = (chosen + 1).astype(np.int16)
+        else:
+            groups = chosen + 1 << 16
+            for index, columns in shaped.items():
+                mine = chosen == index
+                shape = operands[mine][:, columns]
+                groups[mine] |= shape[:, 0] << 8 | shape[:, -1] if len(columns) == 2 else shape[:, 0]
+        if fetched is not None:
+            groups[~fetched] = -1
+        return groups
 
     def step_words(self, words: NDArray[np.uint32]) -> None:
         """Execute in each lane the instruction that its word encodes in the mode that its PCC is in. `words` is [lanes]."""
@@ -456,54 +499,100 @@ class BatchMachine:
             self._pcc_changed(lanes[start : start + self._block_lanes])
 
     def _pcc_changed(self, lanes: Indices) -> None:
-        fmt, ws = self.format, self._workspace.narrowed(len(lanes))
-        tag, meta, address = self.tags[PCC, lanes], self.metas[PCC, lanes], self.addresses[PCC, lanes]
-        base, top, high, flag = ws.isa[0], ws.isa[1], ws.isa_flags[0], ws.isa_flags[1]
-        bounds.decode_bounds(fmt, meta, address, ws, base, top, high)
-        # An instruction is two parcels of two bytes, each of which must be in bounds; the second may be at address 0.
-        space = fmt.address_width
-        everywhere = high & (base == 0)
-        # The last pc is four bytes below the top, or below the end of the address space.
-        end = np.where(high, np.uint64(0), top)
-        span = end - base - np.uint64(INSTRUCTION_BYTES)
-        length = np.where(high, ~base if space == 64 else np.uint64(fmt.address_mask) - base, top - base - np.uint64(1))
-        if space < 64:
-            span &= np.uint64(fmt.address_mask)
-        holds_one = np.where(high, True, top > base) & (length >= np.uint64(INSTRUCTION_BYTES - 1))
-        self._start[lanes] = base
-        self._span[lanes] = np.where(everywhere, np.uint64(fmt.address_mask), span)
-        cause = np.where(holds_one, 0, _LENGTH).astype(np.uint8)
-        capability.permits(fmt, meta, Permission.EXECUTE, ws, flag)
-        cause[~flag] = _FETCH["PermitExecuteViolation"]
-        capability.is_unsealed(fmt, meta, ws, flag)
-        cause[~flag] = _FETCH["SealViolation"]
-        cause[~tag] = _FETCH["TagViolation"]
-        self._fetch_cause[lanes] = cause
+        pcc = Lanes(self.tags[PCC, lanes], self.metas[PCC, lanes], self.addresses[PCC, lanes])
+        own = self._window
+        window = Window(own.cause[lanes], own.start[lanes], own.span[lanes])
+        authorise(self.format, pcc, self._workspace.narrowed(len(lanes)), window)
+        own.cause[lanes], own.start[lanes], own.span[lanes] = window
 
     def _enter_trap(self, lanes: Indices) -> None:
         """Go to the handler in some lanes, in which `cause` and `trap_value` say why."""
         for start in range(0, len(lanes), self._block_lanes):
-            self._enter_trap_in(lanes[start : start + self._block_lanes])
-
-    def _enter_trap_in(self, lanes: Indices) -> None:
-        numbers, pc = self.numbers, self.pc[lanes]
-        numbers["mcause"][lanes] = _MCAUSE[self.cause[lanes]]
-        numbers["mtval"][lanes] = self.trap_value[lanes]
-        enabled = numbers["mstatus"][lanes] & np.uint64(MSTATUS_MIE) != 0
-        numbers["mstatus"][lanes] = np.where(enabled, np.uint64(MSTATUS_MPP | MSTATUS_MPIE), np.uint64(MSTATUS_MPP))
-        self.is_reserved[lanes] = False
-        pcc = Lanes(self.tags[PCC, lanes], self.metas[PCC, lanes], self.addresses[PCC, lanes])
-        tag = np.empty(len(lanes), np.bool_)
-        pcc_at(self.format, pcc, pc, self._workspace.narrowed(len(lanes)), tag)
-        self.tags[MEPCC, lanes], self.metas[MEPCC, lanes], self.addresses[MEPCC, lanes] = tag, pcc.meta, pc
-        for array in (self.tags, self.metas, self.addresses):
-            array[PCC, lanes] = array[MTCC, lanes]
-        self.pc[lanes] = self.addresses[MTCC, lanes] & np.uint64(self.format.address_mask - 3)
+            part = lanes[start : start + self._block_lanes]
+            selection = Selection(self, part, self._workspace.narrowed(len(part)))
+            selection.cause, selection.trap_value = self.cause[part], self.trap_value[part]
+            enter_trap(selection)
+            selection.put_back()
+            self.pc[part] = selection.next_pc
 
 
 def may_jump(name: str) -> bool:
     """Whether an operation may set the next pc."""
     return OPERATIONS[name].group is Group.CONTROL or name == "mret"
+
+
+# -- what every step does, as kernels --------------------------------------------------------------------------------------
+
+
+def advance(fmt: CapabilityFormat, pc: Words, out: Words) -> None:
+    """out = the address of the next instruction."""
+    np.add(pc, INSTRUCTION_BYTES, out=out)
+    if fmt.address_width < 64:
+        np.bitwise_and(out, fmt.address_mask, out=out)
+
+
+def authorise(fmt: CapabilityFormat, pcc: Lanes, ws: Workspace, out: Window) -> None:
+    """out = the window of a PCC that satisfies the invariant if it is tagged.
+
+    An instruction is two parcels of two bytes, each of which must be in bounds; the second one may be at address 0.
+    """
+    top, high, flag, permitted = ws.isa[0], *ws.isa_flags[:3]
+    bounds.decode_bounds(fmt, pcc.meta, pcc.address, ws, out.start, top, high)
+    # The top is 2**A where `high` says so, and no more; lengths are taken modulo 2**A.
+    np.copyto(top, 0, where=high)
+    np.subtract(top, out.start, out=out.span)
+    if fmt.address_width < 64:
+        np.bitwise_and(out.span, fmt.address_mask, out=out.span)
+    out.cause.fill(0)
+    np.less(out.span, INSTRUCTION_BYTES, out=flag)
+    np.copyto(out.cause, CAUSES_BY_NAME["LengthViolation"].number, where=flag)
+    np.subtract(out.span, INSTRUCTION_BYTES, out=out.span)
+    # All of the address space.
+    np.equal(out.start, 0, out=flag)
+    np.logical_and(flag, high, out=flag)
+    np.copyto(out.cause, 0, where=flag)
+    np.copyto(out.span, fmt.address_mask, where=flag)
+    capability.permits(fmt, pcc.meta, Permission.EXECUTE, ws, permitted)
+    np.logical_not(permitted, out=permitted)
+    np.copyto(out.cause, CAUSES_BY_NAME["PermitExecuteViolation"].number, where=permitted)
+    capability.is_unsealed(fmt, pcc.meta, ws, permitted)
+    np.logical_not(permitted, out=permitted)
+    np.copyto(out.cause, CAUSES_BY_NAME["SealViolation"].number, where=permitted)
+    np.logical_not(pcc.tag, out=permitted)
+    np.copyto(out.cause, CAUSES_BY_NAME["TagViolation"].number, where=permitted)
+
+
+def check_fetch(pc: Words, window: Window, ws: Workspace, cause: Causes) -> None:
+    """cause = why the instruction at pc may not be fetched, by number; 0 where it may."""
+    distance, outside, others = ws.isa[0], *ws.isa_flags[:2]
+    np.subtract(pc, window.start, out=distance)
+    np.greater(distance, window.span, out=outside)
+    np.equal(window.cause, 0, out=others)
+    np.logical_and(outside, others, out=outside)
+    np.copyto(cause, window.cause)
+    np.copyto(cause, CAUSES_BY_NAME["LengthViolation"].number, where=outside)
+
+
+def enter_trap(block: Block) -> None:
+    """Go to the handler, for what `cause` and `trap_value` say."""
+    fmt, ws = block.format, block.ws
+    mcause, status, pcc, mepcc = block.number("mcause"), block.number("mstatus"), block.special(PCC), block.special(MEPCC)
+    by_capability, previous = ws.isa_flags[0], ws.isa[0]
+    # A cause's number is a capability's cause, or 32 and the exception's code.
+    np.copyto(mcause, block.cause)
+    np.bitwise_and(mcause, OTHER_CAUSE - 1, out=mcause)
+    np.less(block.cause, OTHER_CAUSE, out=by_capability)
+    np.copyto(mcause, CHERI_EXCEPTION, where=by_capability)
+    np.copyto(block.number("mtval"), block.trap_value)
+    np.bitwise_and(status, MSTATUS_MIE, out=previous)
+    np.multiply(previous, MSTATUS_MPIE // MSTATUS_MIE, out=previous)
+    np.bitwise_or(previous, MSTATUS_MPP, out=status)
+    block.is_reserved.fill(False)
+    pcc_at(fmt, pcc, block.pc, ws, mepcc.tag)
+    np.copyto(mepcc.meta, pcc.meta)
+    np.copyto(mepcc.address, block.pc)
+    capability.copy(block.special(MTCC), pcc)
+    np.bitwise_and(pcc.address, fmt.address_mask - 3, out=block.next_pc)
 
 
 def pcc_at(fmt: CapabilityFormat, pcc: Lanes, address: Words, ws: Workspace, tag: Flags) -> None:
@@ -518,14 +607,12 @@ def pcc_at(fmt: CapabilityFormat, pcc: Lanes, address: Words, ws: Workspace, tag
     np.logical_and(tag, unmoved, out=tag)
 
 
-def operands_of(name: str, columns: Indices) -> tuple[Any, ...]:
+def operands_of(name: str, columns: Sequence[Indices]) -> tuple[Any, ...]:
     """The operands of one operation from the columns of its lanes: registers, immediates, or one number for all."""
     found: list[Any] = []
-    for column, kind in enumerate(OPERATIONS[name].operands):
+    for column, kind in zip(columns, OPERATIONS[name].operands, strict=False):
         if kind in _SHAPING:
-            found.append(int(columns[0, column]))
-        elif kind.is_register:
-            found.append(np.ascontiguousarray(columns[:, column]))
+            found.append(int(column[0]))
         else:
-            found.append(np.ascontiguousarray(columns[:, column]).view(np.uint64))
+            found.append(column if kind.is_register else column.view(np.uint64))
     return tuple(found)

@@ -190,15 +190,21 @@ class Hart:
 
         Raises Trap, with nothing changed, when it is refused.
         """
+        self._execute(RULES[name], operands)
+
+    def _execute(self, rule: Rule, operands: tuple[Any, ...]) -> None:
         self.next_pc, self.next_pcc = self.pc + INSTRUCTION_BYTES & self.format.address_mask, self.pcc
         self.check_fetch()
-        RULES[name](self, *operands)
+        rule(self, *operands)
         self.pc, self.pcc = self.next_pc, self.next_pcc
 
     def step(self, name: str, operands: tuple[Any, ...]) -> Trap | None:
         """Execute one operation, or go to the handler where it is refused. Returns the trap."""
+        return self._step(RULES[name], operands)
+
+    def _step(self, rule: Rule, operands: tuple[Any, ...]) -> Trap | None:
         try:
-            self.execute(name, operands)
+            self._execute(rule, operands)
         except Trap as trap:
             self.enter_trap(trap)
             return trap
@@ -207,11 +213,12 @@ class Hart:
     def step_word(self, word: int) -> Trap | None:
         """Execute the instruction that a word of 32 bits encodes in the mode that PCC is in."""
         found = decode(word, self.format.address_width, self.mode)
-        if found is not None:
-            return self.step(*found)
-        try:
-            self.check_fetch()
-            raise Trap("IllegalInstruction", address=0)
-        except Trap as trap:
-            self.enter_trap(trap)
-            return trap
+        if found is None:
+            return self._step(illegal, ())
+        name, operands = found
+        return self._step(RULES[name], operands)
+
+
+def illegal(_hart: Hart) -> None:
+    """The rule of a word that encodes nothing."""
+    raise Trap("IllegalInstruction", address=0)

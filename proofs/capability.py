@@ -452,6 +452,18 @@ def invariant_root(fmt: CapabilityFormat, given: Given) -> Any:
 
 
 @theorem(
+    "invariant.fields",
+    "What satisfies the invariant has no bit but those of its fields: permissions, flags, object type and bounds.",
+    "CHERI ISAv9, section 3.5: reserved bits are zero",
+    mutants=("sound-with-reserved",),
+)
+def invariant_fields(fmt: CapabilityFormat, given: Given) -> Any:
+    cap = given.sound_capability(fmt, "c")
+    fields = (fmt.permissions, fmt.software_permissions, fmt.flags, fmt.otype, fmt.bounds)
+    return cap.meta & ~sum(field.in_place for field in fields) == 0
+
+
+@theorem(
     "bounds.valid_field",
     "Whether bounds bits are valid depends on nothing of meta but the bounds.",
     "CHERI Concentrate, section 4.2",

@@ -9,16 +9,17 @@ all, the same wherever it is called, of which only those theorems are known. Wha
 too; what isn't says nothing.
 """
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import z3
 
 from capvisor.model import bounds, capability
 from capvisor.model.capability import Capability
-from capvisor.model.machine import RULES
+from capvisor.model.machine import RULES, Hart
 from capvisor.proofs.capability import DERIVATIONS
 from capvisor.proofs.symbolic import SymBool, SymInt, as_int
 from capvisor.proofs.theorem import Given
@@ -29,21 +30,34 @@ _LEMMAS = ("invariant", "monotone")
 
 def lemmas_for(operations: Iterable[str]) -> tuple[str, ...]:
     """The theorems that come along with some operations: those of the derivations that their rules call, by whatever way."""
-    called: set[str] = set()
+    called = set().union(*(names_reached(name) for name in operations))
+    derivations = (f"{lemma}.{name}" for name in DERIVATIONS if name in called for lemma in _LEMMAS)
+    return (*BOUNDS_LEMMAS, *derivations)
+
+
+@functools.cache
+def names_reached(operation: str) -> frozenset[str]:
+    """The names that an operation's rule looks up, and the functions among what it calls, by whatever way."""
+    return names_looked_up(RULES[operation], Hart)
+
+
+def names_looked_up(function: Any, *classes: type) -> frozenset[str]:
+    """The names that a function and those that it calls look up, methods of some classes included."""
+    reached: set[str] = set()
     seen: set[types.FunctionType] = set()
-    pending: list[Any] = [RULES[name] for name in operations]
+    pending: list[Any] = [function]
     while pending:
         function = pending.pop()
         if not isinstance(function, types.FunctionType) or function in seen:
             continue
         seen.add(function)
         named = set(_names(function.__code__))
-        called |= named & set(DERIVATIONS)
+        reached |= {function.__code__.co_name, *named}
         pending += [getattr(capability, name) for name in named & set(DERIVATIONS)]
         pending += [function.__globals__.get(name) for name in named]
+        pending += [vars(each).get(name) for name in named for each in classes]
         pending += [cell.cell_contents for cell in function.__closure__ or ()]
-    derivations = (f"{lemma}.{name}" for name in DERIVATIONS if name in called for lemma in _LEMMAS)
-    return (*_BOUNDS_LEMMAS, *derivations)
+    return frozenset(reached)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -54,8 +68,8 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _unknown(name: str, fmt: CapabilityFormat, arguments: Sequence[Any], widths: Sequence[int]) -> tuple[Any, ...]:
-    """Results of so many bits (0 for a truth value) of a function that nothing is known of."""
+def any_function(name: str, fmt: CapabilityFormat, arguments: Sequence[Any], widths: Sequence[int]) -> tuple[Any, ...]:
+    """Results of so many bits (0 for a truth value) of a function that nothing is known of but that it is one."""
     terms = [as_int(argument).at(fmt.address_width + 1) for argument in arguments]
     results: list[Any] = []
     for number, width in enumerate(widths):
@@ -78,7 +92,7 @@ def _abstract(name: str, widths: Callable[[CapabilityFormat], Sequence[int]], *,
         if _is_known(first) if of_meta else _is_known(first, *rest):
             return original(fmt, first, *rest)
         arguments = (first & fmt.bounds.in_place if of_meta else first, *rest)
-        results = _unknown(name, fmt, arguments, widths(fmt))
+        results = any_function(name, fmt, arguments, widths(fmt))
         return results if len(results) > 1 else results[0]
 
     return call
@@ -90,14 +104,13 @@ _ABSTRACT: dict[str, Callable[..., Any]] = {
     "increment_is_representable": _abstract("increment_is_representable", lambda fmt: (0,), of_meta=True),
     "encode_bounds": _abstract("encode_bounds", lambda fmt: (fmt.bounds.in_place.bit_length(), 7, 0), of_meta=False),
 }
-_BOUNDS_LEMMAS = ("bounds.types",)
+BOUNDS_LEMMAS = ("bounds.types",)
 
 
 @contextmanager
 def in_force(given: Given) -> Iterator[None]:
     """Let every derivation tell `given` what its theorems say of it."""
     originals = {name: getattr(capability, name) for name in DERIVATIONS}
-    concrete = {name: getattr(bounds, name) for name in _ABSTRACT}
     within: list[str] = []
 
     def contracted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,10 +129,19 @@ def in_force(given: Given) -> Iterator[None]:
         return call
 
     vars(capability).update({name: contracted(name, original) for name, original in originals.items()})
-    if given.is_abstract:
-        vars(bounds).update(_ABSTRACT)
+    try:
+        with any_bounds() if given.is_abstract else nullcontext():
+            yield
+    finally:
+        vars(capability).update(originals)
+
+
+@contextmanager
+def any_bounds() -> Iterator[None]:
+    """Let the functions of bounds be any functions of their arguments."""
+    originals = {name: getattr(bounds, name) for name in _ABSTRACT}
+    vars(bounds).update(_ABSTRACT)
     try:
         yield
     finally:
-        vars(capability).update(originals)
-        vars(bounds).update(concrete)
+        vars(bounds).update(originals)

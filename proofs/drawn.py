@@ -3,14 +3,20 @@
 import random
 from collections.abc import Iterator
 
+import numpy as np
+
+from capvisor.dsl.states import differences, hart_granules
+from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
 from capvisor.model import capability
 from capvisor.model.capability import Capability
+from capvisor.model.machine import Hart
 from capvisor.model.memory import Granule
 from capvisor.model.observation import ObservedHart, ObservedMemory, Step
 from capvisor.proofs.theorem import Given, Obligation
-from capvisor.spec.formats import CapabilityFormat
+from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.invariants import Place
 from capvisor.spec.operations import OPERATIONS, OperandKind
+from capvisor.spec.registers import REGISTER_COUNT
 
 DRAWS = 400
 """How many drawn inputs a theorem gets before the solver is asked."""
@@ -86,10 +92,19 @@ _REGISTERS = 6
 """How many registers hold something: few, so that operands often coincide."""
 
 
+_WATCHED = (
+    *(Permission.GLOBAL, Permission.EXECUTE, Permission.ACCESS_SYSTEM_REGISTERS),
+    *(Permission.STORE_CAPABILITY, Permission.STORE_LOCAL_CAPABILITY, Permission.LOAD_CAPABILITY),
+)
+"""Permissions that are more often missing than others."""
+
+
 class State:
     """A drawn state of a hart, with operands and places: capabilities worth attacking, over memory or sealed alike."""
 
-    def __init__(self, fmt: CapabilityFormat, seed: str) -> None:
+    def __init__(self, fmt: CapabilityFormat, seed: str, *, together: bool = False) -> None:
+        """With pairs of code and data that are sealed together, where that is asked for."""
+        self._together = together
         self._format, self._random = fmt, random.Random(seed)
         self._memory_bytes = MEMORY_GRANULES * fmt.capability_bytes
         self._otypes = (1, fmt.otype_sentry)
@@ -100,6 +115,8 @@ class State:
         hart = ObservedHart(ObservedMemory(fmt, MEMORY_BASE, self._memory_bytes), 2 * draw.randrange(1 << 30))
         for register in range(1, _REGISTERS):
             hart.write(register, self._capability())
+        if self._together and draw.random() < 0.3:
+            self._seal_pair(hart)
         for name in ("ddc", "mtcc", "mtdc", "mscratchc", "mepcc"):
             setattr(hart, name, self._capability())
         hart.pcc = capability.root(fmt) if draw.random() < 0.5 else self._capability()
@@ -112,6 +129,16 @@ class State:
                 held = self._capability()
                 hart.memory.store.set(index, Granule(held.tag, capability.memory_meta(held), held.address))
         return hart
+
+    def _seal_pair(self, hart: ObservedHart) -> None:
+        """Seal code and data together, in two registers."""
+        draw, fmt = self._random, self._format
+        registers, otype = draw.sample(range(1, _REGISTERS), 2), draw.choice((1, 2))
+        for register, kept in zip(
+            registers, (fmt.permissions_mask, fmt.permissions_mask & ~Permission.EXECUTE), strict=True
+        ):
+            cap = capability.and_permissions(capability.root(fmt, MEMORY_BASE + draw.randrange(8)), kept)
+            hart.write(register, capability.set_otype(cap, otype))
 
     def _capability(self) -> Capability:
         """Mostly one over memory, with most permissions; some are sealed, some numbers, some point at object types."""
@@ -131,11 +158,12 @@ class State:
                 cap = capability.root(fmt, address)
             if draw.random() < 0.3:
                 cap = capability.increment_address(cap, draw.randrange(-4, 20) & fmt.address_mask)
-        if draw.random() < 0.4:
-            cap = capability.and_permissions(cap, fmt.permissions_mask & ~(1 << draw.randrange(11)))
+        if draw.random() < 0.5:
+            missing = draw.choice((1 << draw.randrange(11), *_WATCHED))
+            cap = capability.and_permissions(cap, fmt.permissions_mask & ~missing)
         if draw.random() < 0.3:
             cap = capability.set_otype(cap, draw.choice(self._otypes))
-        cap = cap.with_tag(draw.random() < 0.95)
+        cap = cap.with_tag(draw.random() < 0.9)
         return cap if cap.is_sound else cap.with_tag(False)
 
     def operands(self, name: str) -> tuple[int, ...]:
@@ -166,3 +194,36 @@ class State:
         return [
             Place(registers[n % len(registers)], granules[n % len(granules)], bytes_[n % len(bytes_)]) for n in range(count)
         ]
+
+
+def differs_on_fast_path(hart: Hart, name: str, operands: tuple[int, ...]) -> tuple[bool, list[str]]:
+    """Execute one operation on a hart and on a lane that starts in its state: is it completed, and what differs then."""
+    lane = lane_of(hart)
+    trap = hart.step(name, operands)
+    lane.step(name, operands)
+    found = differences(hart, lane, 0, whole_memory=True)
+    number, trap_value = int(lane.cause[0]), int(lane.trap_value[0])
+    expected = 0 if trap is None else trap.cause.number
+    if number != expected or (trap is not None and trap_value != trap.value):
+        found.append(f"cause: reference {expected}, fast path {number}")
+    return trap is None, found
+
+
+def lane_of(hart: Hart) -> BatchMachine:
+    """A batch machine of one lane in the state of a hart."""
+    memory = hart.memory
+    machine = BatchMachine(hart.format, memory.base, memory.size_bytes, 1)
+    caps = {
+        **{n: hart.capability(n) for n in range(REGISTER_COUNT)},
+        **{r: getattr(hart, n) for n, r in SPECIAL_ROWS.items()},
+    }
+    for row, cap in caps.items():
+        machine.tags[row], machine.metas[row], machine.addresses[row] = cap.tag, cap.meta, cap.address
+    machine.pc[:], machine.is_reserved[:] = hart.pc, hart.is_reserved
+    for each in NUMBERS:
+        machine.numbers[each][:] = getattr(hart, each)
+    for index, granule in hart_granules(hart).items():
+        machine.memory.tags[0, index] = granule.tag
+        machine.memory.halves[0, index] = granule.lower, granule.upper
+    machine.pcc_changed(np.arange(1))
+    return machine

@@ -19,8 +19,9 @@ import z3
 
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model.observation import ObservedHart, Step, watch
-from capvisor.proofs import contracts, drawn, solve, symbolic
+from capvisor.proofs import contracts, drawn, machine, solve, symbolic
 from capvisor.proofs.runner import Outcome, Verdict
+from capvisor.proofs.solve import Answer
 from capvisor.proofs.state import any_hart, any_operands, any_place
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given, Obligation, Theorem
@@ -50,9 +51,14 @@ def rows() -> dict[str, tuple[CapabilityFormat, ...]]:
     return {FETCH: formats, **operations}
 
 
-def columns() -> tuple[str, ...]:
-    """The columns of the matrix."""
-    return tuple(INVARIANTS)
+def executed(row: str) -> str:
+    """The operation that a row's step executes."""
+    return _EXECUTED if row == FETCH else row
+
+
+def columns() -> dict[str, str]:
+    """The columns of the matrix, with what each says: the invariants, and that the fast path's step is the same."""
+    return {**{row.name: row.statement for row in INVARIANTS.values()}, machine.NAME: machine.STATEMENT}
 
 
 @functools.cache
@@ -60,19 +66,49 @@ def cells() -> dict[str, Obligation]:
     """Every cell of the matrix as an obligation, by id: `isa.csetbounds.M1.cc128`."""
     found = {}
     for name, formats in rows().items():
-        uses = contracts.lemmas_for([_EXECUTED if name == FETCH else name])
+        uses = contracts.lemmas_for([executed(name)])
         for invariant in INVARIANTS.values():
             theorem = Theorem(
                 f"{PREFIX}.{name}.{invariant.name}",
                 f"{name}: {invariant.statement}",
                 invariant.source,
                 functools.partial(_no_claim, name),
+                mutants=TEETH.get((name, invariant.name), ()),
                 uses=uses,
                 formats=tuple(fmt.name for fmt in formats),
                 scope=_SCOPE,
             )
             found |= {obligation.id: obligation for obligation in (Obligation(theorem, fmt) for fmt in formats)}
+        theorem = Theorem(
+            f"{PREFIX}.{name}.{machine.NAME}",
+            f"{name}: {machine.STATEMENT}",
+            machine.SOURCE,
+            functools.partial(_no_claim, name),
+            mutants=TEETH.get((name, machine.NAME), ()),
+            uses=machine.LEMMAS,
+            formats=tuple(fmt.name for fmt in formats),
+            scope=machine.SCOPE,
+        )
+        found |= {obligation.id: obligation for obligation in (Obligation(theorem, fmt) for fmt in formats)}
     return found
+
+
+TEETH: dict[tuple[str, str], tuple[str, ...]] = {
+    ("csetbounds", "M1"): ("setbounds-unchecked",),
+    ("clw", "M2"): ("load-out-of-bounds",),
+    (FETCH, "M2"): ("fetch-anywhere",),
+    ("csw", "M3"): ("data-keeps-tags",),
+    ("clw", "M4"): ("trap-keeps-reservation", "trap-keeps-pcc"),
+    ("clw", "M5"): ("load-by-sealed",),
+    ("cinvoke", "M5"): ("invoke-any-type",),
+    ("clc", "M6"): ("load-keeps-tag",),
+    ("csc", "M6"): ("store-any-capability",),
+    ("cmove", "M7"): ("write-to-c0",),
+    ("candperm", "M8"): ("andperm-wide",),
+    ("csrrw", "M9"): ("system-registers-open",),
+    ("add", machine.NAME): ("add-subtracts",),
+}
+"""Changes to the code that must make a cell fall: for every column of the matrix, in one of its rows or more."""
 
 
 def is_cell(obligation: Obligation) -> bool:
@@ -96,14 +132,19 @@ class Task:
     def ids(self) -> tuple[str, ...]:
         return tuple(f"{PREFIX}.{self.row}.{name}.{self.format}" for name in self.invariants)
 
+    @property
+    def is_of_both(self) -> bool:
+        """Whether it is about both implementations."""
+        return self.invariants == (machine.NAME,)
+
 
 def tasks(chosen: Iterable[Obligation]) -> Iterator[Task]:
-    """Cells by row and format."""
-    together: dict[tuple[str, str], list[str]] = {}
+    """Cells by row and format, those of both implementations apart."""
+    together: dict[tuple[str, str, bool], list[str]] = {}
     for obligation in chosen:
         row, invariant = obligation.theorem.id.removeprefix(f"{PREFIX}.").rsplit(".", 1)
-        together.setdefault((row, obligation.format.name), []).append(invariant)
-    for (row, fmt), names in together.items():
+        together.setdefault((row, obligation.format.name, invariant == machine.NAME), []).append(invariant)
+    for (row, fmt, _both), names in together.items():
         yield Task(row, fmt, tuple(names))
 
 
@@ -112,7 +153,7 @@ def tasks(chosen: Iterable[Obligation]) -> Iterator[Task]:
 
 def take(hart: ObservedHart, row: str, operands: tuple[Any, ...]) -> Step:
     """The step of a row."""
-    return watch(hart, _EXECUTED if row == FETCH else row, operands)
+    return watch(hart, executed(row), operands)
 
 
 def holds(row: str, invariant: str, step: Step, place: Place) -> Any:
@@ -150,7 +191,7 @@ def ways(task: Task) -> tuple[list[Way], set[str]]:
             if task.row != FETCH:
                 vars(hart)["check_fetch"] = _no_fetch
             place = any_place(fmt, given, hart)
-            operands = any_operands(fmt, given, _EXECUTED if task.row == FETCH else task.row)
+            operands = any_operands(fmt, given, executed(task.row))
             step = take(hart, task.row, operands)
             return step.trap is None, {name: holds(task.row, name, step, place) for name in task.invariants}
 
@@ -172,23 +213,16 @@ def prove(task: Task, timeout_s: float, rlimit: int = 0) -> list[Outcome]:
     obligations = [cells()[each] for each in task.ids]
     outcomes = [Outcome(each, Verdict.PROVED, solvers=(solve.version("z3"),)) for each in obligations]
     try:
-        found, leant_on = ways(task)
-        undeclared = leant_on - set(obligations[0].theorem.uses)
-        if undeclared:
-            raise ValueError(f"{task.row} leans on {', '.join(sorted(undeclared))} without naming it")
+        answers, completes = (_answers_of_both if task.is_of_both else _answers)(task, timeout_s, rlimit)
+        example, fallen = _look(task, completes=completes)
     except Exception as error:
         for outcome in outcomes:
             outcome.verdict, outcome.reason = Verdict.ERROR, f"{type(error).__name__}: {error}"
         return outcomes
-    shared = (time.perf_counter() - start) / len(outcomes)
-    example, fallen = _look(task, completes=any(way.is_completed for way in found))
+    shared = (time.perf_counter() - start - sum(answer.seconds for answer in answers.values())) / len(outcomes)
     for outcome, invariant in zip(outcomes, task.invariants, strict=True):
-        outcome.example = example
-        outcome.seconds = shared
-        refuted = [z3.And(*way.conditions, z3.Not(term_of(way.goals[invariant]))) for way in found]
-        answer = solve.ask("z3", (z3.Or(*refuted),), {}, timeout_s, rlimit)
-        outcome.questions = 1
-        outcome.seconds += answer.seconds
+        answer = answers[invariant]
+        outcome.example, outcome.questions, outcome.seconds = example, 1, shared + answer.seconds
         if example is None:
             outcome.verdict, outcome.reason = Verdict.VACUOUS, "no drawn state was found in which it is completed"
         if invariant in fallen:
@@ -196,9 +230,39 @@ def prove(task: Task, timeout_s: float, rlimit: int = 0) -> list[Outcome]:
             outcome.counterexample = fallen[invariant]
         elif answer.result != "unsat":
             outcome.verdict = max(outcome.verdict, Verdict.UNKNOWN)
-            outcome.reason = "no proof with contracts" if answer.result == "sat" else answer.reason
+            outcome.reason = NO_PROOF if answer.result == "sat" else answer.reason
     return outcomes
 
+
+def _answers(task: Task, timeout_s: float, rlimit: int) -> tuple[dict[str, Answer], bool]:
+    """Whether each invariant can fall, by its name, and whether the operation can be completed."""
+    found, leant_on = ways(task)
+    undeclared = leant_on - set(cells()[task.ids[0]].theorem.uses)
+    if undeclared:
+        raise ValueError(f"{task.row} leans on {', '.join(sorted(undeclared))} without naming it")
+    answers = {}
+    for invariant in task.invariants:
+        refuted = [z3.And(*way.conditions, z3.Not(term_of(way.goals[invariant]))) for way in found]
+        answers[invariant] = solve.ask("z3", (z3.Or(*refuted),), {}, timeout_s, rlimit)
+    return answers, any(way.is_completed for way in found)
+
+
+def _answers_of_both(task: Task, timeout_s: float, rlimit: int) -> tuple[dict[str, Answer], bool]:
+    """Whether the implementations can differ: first with any functions of bounds, then with the real ones."""
+    fmt, row = FORMATS[task.format], None if task.row == FETCH else task.row
+    for is_abstract in (True, False):
+        refuted = [z3.And(*goal) for goal in machine.goals(fmt, row, is_abstract=is_abstract)]
+        answer = solve.ask("z3", (z3.Or(*refuted),), {}, timeout_s, rlimit)
+        if answer.result == "unsat":
+            break
+    return {machine.NAME: answer}, row not in ALWAYS_REFUSED
+
+
+NO_PROOF = "the solver finds a state in which it falls, though with contracts perhaps none that there is"
+"""Why a cell is UNKNOWN for which the solver has an answer."""
+
+ALWAYS_REFUSED = ("ecall", "ebreak")
+"""Operations that are never completed."""
 
 DRAWS = 24
 """How many drawn states each cell is looked at in, once one has been found in which the operation is completed."""
@@ -210,30 +274,29 @@ def _look(task: Task, *, completes: bool) -> tuple[dict[str, int] | None, dict[s
     Of an operation that is always refused, the first state in which that happens.
     """
     example, fallen = None, dict[str, dict[str, int]]()
-    fmt = FORMATS[task.format]
-    for number in range(20 * DRAWS):
+    for number in range(40 * DRAWS):
         if example is not None and number >= DRAWS:
             break
-        step, places = drawn_step(task.row, fmt, number)
-        if (step.trap is None or not completes) and example is None:
+        is_completed, names = looked_at(task, number)
+        if (is_completed or not completes) and example is None:
             example = {"drawn_state": number}
-        for name in falls(task, step, places):
+        for name in names:
             fallen.setdefault(name, {"drawn_state": number})
     return example, fallen
 
 
-def falls(task: Task, step: Step, places: list[Place]) -> Iterator[str]:
-    """The invariants of a task that don't hold of a step on plain ints."""
-    for name in task.invariants:
-        if not all(bool(holds(task.row, name, step, place)) for place in places):
-            yield name
-
-
-def drawn_step(row: str, fmt: CapabilityFormat, number: int) -> tuple[Step, list[Place]]:
-    """The step of a row from a drawn state, and the places worth looking at."""
-    state = drawn.State(fmt, f"{row} {fmt.name} {number}")
-    hart = state.hart()
-    if row != FETCH:
+def looked_at(task: Task, number: int) -> tuple[bool, list[str]]:
+    """A task's step from the drawn state of that number: whether it is completed, and the invariants that don't hold."""
+    fmt = FORMATS[task.format]
+    state = drawn.State(fmt, f"{task.row} {fmt.name} {number}", together=task.row == "cinvoke")
+    name = executed(task.row)
+    hart, operands = state.hart(), state.operands(name)
+    if task.is_of_both:
+        is_completed, found = drawn.differs_on_fast_path(hart, name, operands)
+        return is_completed, [machine.NAME] if found else []
+    if task.row != FETCH:
         vars(hart)["check_fetch"] = _no_fetch
-    step = take(hart, row, state.operands(_EXECUTED if row == FETCH else row))
-    return step, state.places(step)
+    step = watch(hart, name, operands)
+    places = state.places(step)
+    fallen = [each for each in task.invariants if not all(bool(holds(task.row, each, step, place)) for place in places)]
+    return step.trap is None, fallen

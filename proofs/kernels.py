@@ -22,8 +22,8 @@ from capvisor.proofs.symarray import SymArray, empty, lane, primitives, put, val
 from capvisor.proofs.theorem import Given, implies, theorem
 from capvisor.spec.formats import CapabilityFormat, Permission
 
-_SOURCE = "ours: fastpath/ is an implementation independent of model/"
-_SCOPE = "all values at full width, one lane; blocks of lanes and overlapping outputs are tested, not proved"
+SOURCE = "ours: fastpath/ is an implementation independent of model/"
+SCOPE = "all values at full width, one lane; blocks of lanes and overlapping outputs are tested, not proved"
 
 
 # Kernels of bounds whose theorems stand for them in kernels of capabilities.
@@ -130,7 +130,7 @@ def _kernel(
     uses: tuple[str, ...] = (),
 ) -> Callable[[Any], Any]:
     text = statement or f"fastpath's {name} gives what the reference's {name} gives, for every input."
-    return theorem(f"kernels.{name}", text, _SOURCE, mutants=mutants, uses=uses, scope=_SCOPE)
+    return theorem(f"kernels.{name}", text, SOURCE, mutants=mutants, uses=uses, scope=SCOPE)
 
 
 # -- fastpath/bits.py ------------------------------------------------------------------------------------------------------
@@ -428,7 +428,8 @@ def equal(fmt: CapabilityFormat, given: Given) -> Any:
     "build",
     mutants=("fast-build-reserved", "fast-build-whole"),
     uses=CONTRACTS,
-    statement="fastpath's build gives what the reference's gives, wherever a tagged authority satisfies the invariant.",
+    statement="fastpath's build gives what the reference's gives, wherever a tagged authority satisfies the invariant; also "
+    "where the output is one of the inputs.",
 )
 def build(fmt: CapabilityFormat, given: Given) -> Any:
     authority, requested = given.capability(fmt, "authority"), given.capability(fmt, "requested")
@@ -436,4 +437,12 @@ def build(fmt: CapabilityFormat, given: Given) -> Any:
     run = Run(authority.meta, contracts=True)
     out = run.out()
     run(fast.build, fmt, run.lanes(authority), run.lanes(requested), run.ws, out)
-    return same(out, capability.build(authority, requested)) & run.met
+    expected = capability.build(authority, requested)
+    goal = same(out, expected) & run.met
+    # Also where the output is one of the inputs: nothing is written before all has been read.
+    for overlapping in range(2):
+        run = Run(authority.meta, contracts=True)
+        inputs = run.lanes(authority), run.lanes(requested)
+        run(fast.build, fmt, *inputs, run.ws, inputs[overlapping])
+        goal = goal & same(inputs[overlapping], expected)
+    return goal

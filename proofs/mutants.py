@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from capvisor.fastpath.machine import KERNELS
+from capvisor.model.machine import RULES
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -36,6 +39,14 @@ def _fast_bounds(name: str, before: str, after: str) -> Mutant:
 
 def _fast(name: str, before: str, after: str) -> Mutant:
     return Mutant(name, "capvisor.fastpath.capability", before, after)
+
+
+def _rule(name: str, module: str, before: str, after: str) -> Mutant:
+    return Mutant(name, f"capvisor.model.{module}", before, after)
+
+
+def _memory(name: str, before: str, after: str) -> Mutant:
+    return Mutant(name, "capvisor.fastpath.memory", before, after)
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -87,6 +98,7 @@ MUTANTS: dict[str, Mutant] = {
             "return fmt.address_mask >> alignment << alignment",
             "return fmt.address_mask >> (alignment >> 1) << (alignment >> 1)",
         ),
+        _capability("sound-with-reserved", " & (self.reserved == 0)", ""),
         _capability("memory-form", "return cap.meta ^ cap.format.null_meta", "return cap.meta"),
         _capability("andperm-or", "cap.permissions & mask", "cap.permissions | mask"),
         _capability("andperm-keeps-software", "permissions >> fmt.software_permissions_shift", "permissions >> 0"),
@@ -285,6 +297,49 @@ MUTANTS: dict[str, Mutant] = {
             "np.bitwise_and(field, fmt.reserved.in_place, out=field)",
             "np.bitwise_and(field, 0, out=field)",
         ),
+        _memory("fast-memory-end", "self.size_bytes - size_bytes, out=out", "self.size_bytes, out=out"),
+        _memory("fast-memory-straddle", "np.left_shift(high, shift, out=high)", "high.fill(0)"),
+        _memory("fast-memory-byte", "np.right_shift(out, shift, out=out)", "np.right_shift(out, 0, out=out)"),
+        _memory("fast-memory-hole", "np.left_shift(np.uint64(mask), shift, out=hole)", "hole.fill(mask)"),
+        _memory("fast-memory-tag", "np.add(address, size_bytes - 1, out=index)", "np.copyto(index, address)"),
+        _memory("fast-memory-halves", "gather(self._halves, index, upper)", "gather(self._halves, index, lower)"),
+        _memory("fast-memory-granule", "scatter(self._tags, index, tag, where)", "scatter(self._tags, index, True, where)"),
+        _rule("fetch-anywhere", "machine", "if not_(self.pcc.permits(Permission.EXECUTE)):", "if False:"),
+        _rule(
+            "write-to-c0",
+            "machine",
+            "if register != 0:\n            self.registers[register] = value",
+            "self.registers[register] = value",
+        ),
+        _rule("trap-keeps-reservation", "machine", "self.is_reserved = False\n        self.mepcc", "self.mepcc"),
+        _rule("trap-keeps-pcc", "machine", "self.pcc, self.pc = self.mtcc, ", "self.pc = "),
+        _rule(
+            "system-registers-open", "machine", "if not_(self.pcc.permits(Permission.ACCESS_SYSTEM_REGISTERS)):", "if False:"
+        ),
+        _rule("data-keeps-tags", "memory", "Granule(False, word", "Granule(self.store.get(index).tag, word"),
+        _rule(
+            "load-out-of-bounds",
+            "isa.memory",
+            "if not_(capability.within_bounds(access.authority, access.address, size_bytes)):",
+            "if False:",
+        ),
+        _rule("load-by-sealed", "isa.memory", "if access.authority.is_sealed:", "if False:"),
+        _rule(
+            "load-keeps-tag",
+            "isa.memory",
+            "return found.tagged_if(access.authority.permits(Permission.LOAD_CAPABILITY))",
+            "return found",
+        ),
+        _rule(
+            "store-any-capability",
+            "isa.memory",
+            "if stored.tag & not_(access.authority.permits(Permission.STORE_CAPABILITY)):",
+            "if False:",
+        ),
+        _rule("invoke-any-type", "isa.control", "if code.otype != data.otype:", "if False:"),
+        _rule(
+            "add-subtracts", "isa.integer", "hart.integer(rs1) + hart.integer(rs2)", "hart.integer(rs1) - hart.integer(rs2)"
+        ),
         _fast("fast-build-whole", "np.copyto(field, fmt.null_meta & fmt.bounds.in_place, where=high)", "high.fill(False)"),
     )
 }
@@ -317,7 +372,11 @@ def source_in_force(module_name: str, source: str) -> Iterator[None]:
     """Let a module's functions have the code of another source of the same functions."""
     module = importlib.import_module(module_name)
     changed = types.ModuleType(module_name)
+    rules, kernels = dict(RULES), dict(KERNELS)
     exec(compile(source, str(module.__file__), "exec"), vars(changed))
+    # That has declared rules and kernels anew; those that are there get the changed code.
+    RULES.update(rules)
+    KERNELS.update(kernels)
     originals = dict(functions(module))
     saved = {name: function.__code__ for name, function in originals.items()}
     for name, function in functions(changed):

@@ -75,12 +75,17 @@ class AnyStore(ArrayStore):
         return super().get(index)
 
 
-def any_memory(fmt: CapabilityFormat, given: Given) -> ObservedMemory:
-    """Any memory of whole granules, anywhere in the address space."""
+def any_extent(fmt: CapabilityFormat, given: Given) -> tuple[Any, Any]:
+    """Base and size of any memory of whole granules, anywhere in the address space."""
     base, size = given.word("memory_base", fmt.address_width), given.word("memory_bytes", fmt.address_width)
     granule = fmt.capability_bytes - 1
     given.assume((base & granule == 0) & (size & granule == 0) & (base + size <= fmt.address_space))
-    return ObservedMemory(fmt, base, size, AnyStore(fmt, given))
+    return base, size
+
+
+def any_memory(fmt: CapabilityFormat, given: Given) -> ObservedMemory:
+    """Any memory of whole granules, with any content."""
+    return ObservedMemory(fmt, *any_extent(fmt, given), AnyStore(fmt, given))
 
 
 def any_capability(fmt: CapabilityFormat, given: Given, name: str) -> Capability:
@@ -117,10 +122,11 @@ def any_place(fmt: CapabilityFormat, given: Given, hart: ObservedHart) -> Place:
 
 def any_operands(fmt: CapabilityFormat, given: Given, name: str) -> tuple[Any, ...]:
     """Any operands that an operation's encoding can hold."""
-    return tuple(_any_operand(fmt, given, kind) for kind in OPERATIONS[name].operands)
+    return tuple(any_number(fmt, given, kind) for kind in OPERATIONS[name].operands)
 
 
-def _any_operand(fmt: CapabilityFormat, given: Given, kind: OperandKind) -> Any:
+def any_number(fmt: CapabilityFormat, given: Given, kind: OperandKind) -> Any:
+    """Any number that an operand of a kind can be."""
     if kind.is_register:
         return given.word(kind.value, _NUMBER_BITS)
     if kind is OperandKind.VALUE:

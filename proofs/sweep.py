@@ -19,10 +19,15 @@ from typing import Any
 
 import z3
 
+from capvisor.fastpath.isa.memory import Access
+from capvisor.fastpath.machine import KERNELS, Block
+from capvisor.fastpath.memory import MemoryBlock
 from capvisor.model import bounds, capability
 from capvisor.model.capability import Capability
-from capvisor.proofs import drawn, solve, symbolic
+from capvisor.proofs import contracts, drawn, isa, lane_memory, machine, solve, symbolic
+from capvisor.proofs.isa import Task
 from capvisor.proofs.mutants import functions, source_in_force
+from capvisor.proofs.runner import Verdict
 from capvisor.proofs.symbolic import Unfaithful
 from capvisor.proofs.theorem import Given, Obligation, obligations, queries
 from capvisor.spec.formats import FORMATS, CapabilityFormat
@@ -33,6 +38,25 @@ MODULES = (
     "capvisor.fastpath.bounds",
     "capvisor.fastpath.capability",
 )
+"""What theorems of the algebra and of kernels must notice changes of."""
+
+RULE_MODULES = (
+    "capvisor.model.machine",
+    *(f"capvisor.model.isa.{name}" for name in ("arithmetic", "atomic", "comparison", "control", "inspection")),
+    *(f"capvisor.model.isa.{name}" for name in ("integer", "memory", "sealing", "system")),
+)
+"""What cells of the matrix must notice changes of."""
+
+LANE_MODULES = (
+    "capvisor.fastpath.memory",
+    "capvisor.fastpath.machine",
+    *(f"capvisor.fastpath.isa.{name}" for name in ("arithmetic", "atomic", "comparison", "control", "inspection")),
+    *(f"capvisor.fastpath.isa.{name}" for name in ("integer", "memory", "sealing", "system")),
+)
+"""What cells of M10 must notice changes of."""
+
+SWEEPS = {"algebra": MODULES, "rules": RULE_MODULES, "lanes": LANE_MODULES}
+"""The parts of the sweep, by name."""
 
 _NEGATED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq,
@@ -73,10 +97,12 @@ class Change:
 def changes(module: str) -> Iterator[Change]:
     """Every change of a module."""
     tree = ast.parse(inspect.getsource(importlib.import_module(module)))
-    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+    tree_of_rules = (each for each in tree.body if not (isinstance(each, ast.ClassDef) and each.name in _BOOKKEEPING))
+    found = (node for each in tree_of_rules for node in ast.walk(each) if isinstance(node, ast.FunctionDef))
+    for function in (each for each in found if each.name not in _DECLARING):
         for node in ast.walk(function):
             for replacement in _replacements(node):
-                before, after = ast.unparse(node), ast.unparse(replacement)
+                before, after = _first_line(node), _first_line(replacement)
                 source = ast.unparse(_Replace(node, replacement).visit(copy.deepcopy(tree)))
                 yield Change(module, function.name, getattr(node, "lineno", 0), before, after, source)
 
@@ -84,7 +110,7 @@ def changes(module: str) -> Iterator[Change]:
 class _Replace(ast.NodeTransformer):
     """Replaces the one node of a copied tree that stands where a node of the original does."""
 
-    def __init__(self, node: ast.AST, replacement: ast.expr) -> None:
+    def __init__(self, node: ast.AST, replacement: ast.AST) -> None:
         self._place, self._kind, self._replacement = _place(node), type(node), replacement
 
     def visit(self, node: ast.AST) -> ast.AST:
@@ -94,13 +120,26 @@ class _Replace(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+def _first_line(node: ast.AST) -> str:
+    """A node as a line of source, of a statement with a body the first one."""
+    return ast.unparse(node).split("\n", 1)[0]
+
+
 def _place(node: ast.AST) -> tuple[int, ...]:
     names = ("lineno", "col_offset", "end_lineno", "end_col_offset")
     return tuple(getattr(node, name, -1) for name in names)
 
 
-def _replacements(node: ast.AST) -> Iterator[ast.expr]:
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _NEGATED:
+def _replacements(node: ast.AST) -> Iterator[ast.AST]:
+    if (isinstance(node, ast.If) and all(isinstance(each, ast.Raise) for each in node.body)) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _called(node.value).startswith(_CHECKS)
+    ):
+        yield ast.Pass()
+    elif isinstance(node, ast.If) and not isinstance(node.test, ast.Compare):
+        yield ast.If(ast.Constant(True), node.body, node.orelse)
+    elif isinstance(node, ast.Call) and _called(node) == "tagged_if" and isinstance(node.func, ast.Attribute):
+        yield node.func.value
+    elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _NEGATED:
         yield ast.Compare(node.left, [_NEGATED[type(node.ops[0])]()], node.comparators)
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
         if _is_condition(node.right):
@@ -114,6 +153,24 @@ def _replacements(node: ast.AST) -> Iterator[ast.expr]:
         elif name in _CONNECTIVES:
             for argument in node.args:
                 yield ast.Call(node.func, [argument, argument], node.keywords)
+
+
+_DECLARING = ("operation", "access_of", "declare", "declare_two", "declare_explicit")
+"""Functions that are executed when rules are declared, and not when operations are."""
+
+_BOOKKEEPING = ("BatchMachine", "Selection", "Memory")
+"""Classes of the fast path that cut lanes into blocks and bring them together by operation: differential tests notice it."""
+
+_OUTSIDE = {"mode": "cells execute operations, not words: golden words and traces notice it"}
+"""Functions that no cell is about."""
+
+_CHECKS = ("check_", "refuse")
+
+
+def _called(call: ast.Call) -> str:
+    """The name of what is called, without what it is looked up in."""
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
 
 
 def _is_condition(node: ast.expr) -> bool:
@@ -132,7 +189,7 @@ def _is_condition(node: ast.expr) -> bool:
 
 # -- noticing --------------------------------------------------------------------------------------------------------------
 
-_BROKEN = (Unfaithful, TypeError, ValueError, OverflowError, AttributeError)
+_BROKEN = (Unfaithful, TypeError, ValueError, OverflowError, AttributeError, LookupError, AssertionError)
 
 
 def theorems_for(change: Change) -> list[Obligation]:
@@ -159,6 +216,8 @@ class Finding:
 
 def examine(change: Change, timeout_s: float) -> Finding:
     """See whether a change is noticed, and prove it equivalent if it isn't."""
+    if change.module not in MODULES:
+        return _examine_rule(change, timeout_s)
     chosen = theorems_for(change)
     with source_in_force(change.module, change.source):
         for obligation in chosen:
@@ -176,6 +235,59 @@ def examine(change: Change, timeout_s: float) -> Finding:
                 return Finding(change)
         named = [each.id for each in chosen if fast and each.theorem.id == f"kernels.{change.function}"]
     return Finding(change, equivalent=f"{' and '.join(named)} hold with it" if named else "")
+
+
+_STATES = 120
+"""How many drawn states each cell is looked at in."""
+
+
+def _rows_for(change: Change) -> list[str]:
+    """The rows whose step executes the changed function; of what every step goes through, some that are refused often."""
+    if change.module in RULE_MODULES:
+        reached = {row: contracts.names_reached(isa.executed(row)) for row in isa.rows()}
+    else:
+        reached = {
+            row: contracts.names_looked_up(KERNELS[isa.executed(row)], Access, Block, MemoryBlock) for row in isa.rows()
+        }
+    return [row for row, names in reached.items() if change.function in names] or [isa.FETCH, "clw", "csc", "cjalr", "mret"]
+
+
+def _examine_rule(change: Change, timeout_s: float) -> Finding:
+    """See whether a change of a rule or a kernel makes a cell fall: in a drawn state, or for the solver."""
+    if change.function in _OUTSIDE:
+        return Finding(change, equivalent=_OUTSIDE[change.function])
+    invariants = tuple(name for name in isa.columns() if name != machine.NAME)
+    tasks = [
+        Task(row, fmt.name, names)
+        for names in ((invariants, (machine.NAME,)) if change.module in RULE_MODULES else ((machine.NAME,),))
+        for row in _rows_for(change)
+        for fmt in sorted(isa.rows()[row], key=lambda each: each.address_width)
+    ]
+    with source_in_force(change.module, change.source):
+        for task in tasks:
+            for number in range(_STATES):
+                fallen = _fallen(task, number)
+                if fallen:
+                    return Finding(change, noticed_by=f"{isa.PREFIX}.{task.row}.{fallen[0]}.{task.format}")
+        if change.module == "capvisor.fastpath.memory":
+            for obligation in (each for each in obligations().values() if each.theorem.id in lane_memory.LEMMAS):
+                if _falls_on_drawn_values(obligation) or _refutes(obligation, timeout_s) == "sat":
+                    return Finding(change, noticed_by=obligation.id, by_solver=True)
+        holds = True
+        for outcome in (outcome for task in tasks for outcome in isa.prove(task, timeout_s)):
+            if outcome.verdict is Verdict.REFUTED or outcome.reason == isa.NO_PROOF:
+                return Finding(change, noticed_by=outcome.obligation.id, by_solver=True)
+            holds = holds and outcome.verdict is Verdict.PROVED
+    if holds and change.module in LANE_MODULES:
+        return Finding(change, equivalent=f"{machine.NAME} of every operation that executes it holds with it")
+    return Finding(change)
+
+
+def _fallen(task: Task, number: int) -> list[str]:
+    try:
+        return isa.looked_at(task, number)[1]
+    except _BROKEN:
+        return list(task.invariants[:1])
 
 
 def _falls_on_drawn_values(obligation: Obligation) -> bool:

@@ -16,15 +16,17 @@ import numpy as np
 import z3
 
 from capvisor.fastpath import bounds as fast_bounds
+from capvisor.fastpath import memory as fast_memory
 from capvisor.fastpath.workspace import Workspace
 from capvisor.proofs.symbolic import SymBool, SymInt, Unfaithful, as_int, term_of
 
-_WIDTHS = {np.dtype(np.uint64): 64, np.dtype(np.uint32): 32, np.dtype(np.int64): 64, np.dtype(np.float64): 64}
 _BOOL = np.dtype(np.bool_)
+_UNSIGNED = {np.dtype(np.uint64): 64, np.dtype(np.uint32): 32, np.dtype(np.uint8): 8}
+_WIDTHS = {**_UNSIGNED, np.dtype(np.int64): 64, np.dtype(np.float64): 64}
 
 
 class SymArray:
-    """One lane of an array of uint64, uint32 or bool."""
+    """One lane of an array of uint64, uint32, uint8 or bool."""
 
     def __init__(self, term: z3.ExprRef, dtype: Any) -> None:
         self._term, self.dtype = term, np.dtype(dtype)
@@ -48,6 +50,33 @@ class SymArray:
             raise Unfaithful(f"a view of {self.dtype} as {np.dtype(dtype)}")
         return _View(self, dtype)
 
+    def any(self) -> SymBool:
+        """As ndarray.any: of the other lanes of the block, nothing is known."""
+        return SymBool(z3.Or(_truth(self), z3.FreshConst(z3.BoolSort(), "another_lane")))
+
+    def all(self) -> SymBool:
+        """As ndarray.all: of the other lanes of the block, nothing is known."""
+        return SymBool(z3.And(_truth(self), z3.FreshConst(z3.BoolSort(), "other_lanes")))
+
+    # What kernels write with operators: immediates alone, which aren't in a hot loop.
+
+    def __and__(self, other: Any) -> "SymArray":
+        return _new(np.bitwise_and, (self, other))
+
+    def __xor__(self, other: Any) -> "SymArray":
+        return _new(np.bitwise_xor, (self, other))
+
+    def __lshift__(self, other: Any) -> "SymArray":
+        return _new(np.left_shift, (self, other))
+
+    def __sub__(self, other: Any) -> "SymArray":
+        return _new(np.subtract, (self, other))
+
+    def __eq__(self, other: Any) -> "SymArray":  # type: ignore[override]
+        return _new(np.equal, (self, other))
+
+    __hash__ = object.__hash__
+
     def _refuse(self, *_arguments: object) -> Any:
         raise Unfaithful("a symbolic array can't be read as values, iterated, indexed or used in an `if`")
 
@@ -56,11 +85,13 @@ class SymArray:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
         out = keywords.pop("out", None)
         casting = keywords.pop("casting", "same_kind")
-        if method != "__call__" or keywords or out is None or len(out) != 1 or not isinstance(out[0], SymArray):
-            raise Unfaithful(f"np.{ufunc.__name__} as {method} with {sorted(keywords)}, or without `out`")
-        if ufunc not in _FUNCTIONS:
-            raise Unfaithful(f"np.{ufunc.__name__} on symbolic arrays")
-        term, dtype = _FUNCTIONS[ufunc](*_common(inputs))
+        if method != "__call__" or keywords:
+            raise Unfaithful(f"np.{ufunc.__name__} as {method} with {sorted(keywords)}")
+        if out is None:
+            return _new(ufunc, inputs)
+        if len(out) != 1 or not isinstance(out[0], SymArray):
+            raise Unfaithful(f"np.{ufunc.__name__} into something that is no symbolic array")
+        term, dtype = _applied(ufunc, inputs)
         out[0].write(_cast(term, dtype, out[0].dtype, casting))
         return out[0]
 
@@ -83,6 +114,23 @@ class _View(SymArray):
         self._base.write(term)
 
 
+def _applied(ufunc: np.ufunc, inputs: tuple[Any, ...]) -> tuple[z3.ExprRef, np.dtype[Any]]:
+    if ufunc not in _FUNCTIONS:
+        raise Unfaithful(f"np.{ufunc.__name__} on symbolic arrays")
+    return _FUNCTIONS[ufunc](*_common(inputs))
+
+
+def _new(ufunc: np.ufunc, inputs: tuple[Any, ...]) -> SymArray:
+    """What a function without `out` makes: another array."""
+    return SymArray(*_applied(ufunc, inputs))
+
+
+def _truth(array: SymArray) -> z3.BoolRef:
+    if array.dtype != _BOOL:
+        raise Unfaithful(f"any or all of {array.dtype}")
+    return array.term
+
+
 def _constant(value: Any, dtype: np.dtype[Any]) -> z3.ExprRef:
     if dtype == _BOOL:
         return z3.BoolVal(bool(value))
@@ -97,6 +145,15 @@ def _constant(value: Any, dtype: np.dtype[Any]) -> z3.ExprRef:
     return z3.BitVecVal(number, _WIDTHS[dtype])
 
 
+def _python_int(value: SymInt, dtype: np.dtype[Any]) -> z3.ExprRef:
+    """A symbolic Python int as a number of a dtype; where it is too large, numpy raises OverflowError."""
+    if dtype not in _UNSIGNED:
+        raise Unfaithful(f"a symbolic int together with {dtype}")
+    if value < 0 or value >= 1 << _WIDTHS[dtype]:
+        raise OverflowError(f"a symbolic int is out of bounds for {dtype}")
+    return value.at(_WIDTHS[dtype])
+
+
 def _cast(term: z3.ExprRef, source: np.dtype[Any], target: np.dtype[Any], casting: str) -> z3.ExprRef:
     """A value of one dtype as one of another, where numpy's rule allows it."""
     if source == target:
@@ -105,7 +162,7 @@ def _cast(term: z3.ExprRef, source: np.dtype[Any], target: np.dtype[Any], castin
         raise Unfaithful(f"numpy refuses to cast {source} to {target} under `{casting}`")
     if source == _BOOL and target in _WIDTHS:
         return z3.If(term, z3.BitVecVal(1, _WIDTHS[target]), z3.BitVecVal(0, _WIDTHS[target]))
-    if any(dtype not in (np.dtype(np.uint64), np.dtype(np.uint32)) for dtype in (source, target)):
+    if source not in _UNSIGNED or target not in _UNSIGNED:
         raise Unfaithful(f"a cast from {source} to {target}")
     missing = _WIDTHS[target] - _WIDTHS[source]
     return z3.ZeroExt(missing, term) if missing > 0 else z3.Extract(_WIDTHS[target] - 1, 0, term)
@@ -116,7 +173,7 @@ def _common(inputs: tuple[Any, ...]) -> tuple[np.dtype[Any], list[z3.ExprRef]]:
     dtypes = [each.dtype for each in inputs if isinstance(each, SymArray | np.generic)]
     # A Python int takes the dtype of what it meets; so does a Python bool.
     dtype = np.result_type(*dtypes)
-    if dtype == _BOOL and any(isinstance(each, int) and not isinstance(each, bool) for each in inputs):
+    if dtype == _BOOL and any(isinstance(each, int | SymInt) and not isinstance(each, bool) for each in inputs):
         raise Unfaithful("a number together with truth values")
     terms = []
     for each in inputs:
@@ -124,6 +181,8 @@ def _common(inputs: tuple[Any, ...]) -> tuple[np.dtype[Any], list[z3.ExprRef]]:
             terms.append(_cast(each.term, each.dtype, dtype, "safe"))
         elif isinstance(each, np.generic):
             terms.append(_cast(_constant(each, each.dtype), each.dtype, dtype, "safe"))
+        elif isinstance(each, SymInt):
+            terms.append(_python_int(each, dtype))
         elif isinstance(each, int) or (isinstance(each, float) and dtype == np.float64):
             terms.append(_constant(each, dtype))
         else:
@@ -161,7 +220,7 @@ def _arithmetic(function: Callable[..., z3.ExprRef]) -> _Function:
 
 def _unsigned(function: Callable[..., z3.ExprRef]) -> _Function:
     def apply(dtype: np.dtype[Any], terms: list[z3.ExprRef]) -> _Result:
-        if dtype not in (np.dtype(np.uint64), np.dtype(np.uint32)):
+        if dtype not in _UNSIGNED:
             raise Unfaithful(f"an unsigned operation on {dtype}")
         return function(*terms), dtype
 
@@ -238,9 +297,11 @@ def lane(value: Any) -> Any:
     return np.array([value], np.bool_ if isinstance(value, bool) else np.uint64)
 
 
-def put(array: SymArray, value: Any) -> None:
+def put(array: Any, value: Any) -> None:
     """Let an array's lane hold a value of the reference's kind."""
-    if array.dtype == _BOOL:
+    if not isinstance(array, SymArray):
+        array[0] = value
+    elif array.dtype == _BOOL:
         array.write(term_of(value))
     else:
         array.write(as_int(value).at(_WIDTHS[array.dtype]))
@@ -267,10 +328,20 @@ class SymbolicWorkspace:
         self.bounds_flags = self._arrays(3, np.bool_)
         self.capability = self._arrays(8, np.uint64)
         self.capability_flags = self._arrays(6, np.bool_)
+        self.isa = self._arrays(6, np.uint64)
+        self.isa_flags = self._arrays(6, np.bool_)
 
     def forget_bounds(self) -> None:
         """Let the scratch of kernels of bounds hold anything, for whoever holds those arrays."""
-        for array in (*self.bounds, *self.bounds_shorts, *self.bounds_flags):
+        self._forget(*self.bounds, *self.bounds_shorts, *self.bounds_flags)
+
+    def forget_capability(self) -> None:
+        """Let the scratch of kernels of capabilities, and of those that they call, hold anything."""
+        self.forget_bounds()
+        self._forget(*self.capability, *self.capability_flags)
+
+    def _forget(self, *arrays: SymArray) -> None:
+        for array in arrays:
             array.write(self.fresh(array.dtype).term)
 
     def _arrays(self, count: int, dtype: Any) -> list[SymArray]:
@@ -292,15 +363,46 @@ def _floor_log2(values: SymArray, out: SymArray) -> None:
     out.write(result)
 
 
+class Table:
+    """A table that kernels of memory gather from and scatter to, with functions behind it: of an index, to what is there.
+
+    They take and give the reference's kind of values, so that claims run on symbols and on numbers.
+    """
+
+    def __init__(self, dtype: Any, read: Callable[[Any], Any], write: Callable[[Any, Any, Any], None]) -> None:
+        self.dtype = np.dtype(dtype)
+        self.read, self.write = read, write
+
+    def reshape(self, _shape: int) -> "Table":
+        """The table as it is: its index is one number."""
+        return self
+
+
+def _gather(table: Table, index: Any, out: Any) -> None:
+    """What fastpath.memory.gather is specified to do."""
+    if table.dtype != out.dtype:
+        raise Unfaithful(f"a gather of {table.dtype} into {out.dtype}")
+    put(out, table.read(value(index)))
+
+
+def _scatter(table: Table, index: Any, values: Any, where: Any) -> None:
+    """What fastpath.memory.scatter is specified to do."""
+    table.write(value(index), values if isinstance(values, bool) else value(values), value(where))
+
+
 @contextmanager
 def primitives() -> Iterator[None]:
-    """Let kernels use the specification of `floor_log2`, which goes through floats, instead of its code."""
-    original = fast_bounds.floor_log2
-    fast_bounds.floor_log2 = _floor_log2
+    """Let kernels use the specification of what can't be executed on symbols instead of its code.
+
+    That is `floor_log2`, which goes through floats, and reading and writing elements of a table, which numpy doesn't
+    hand to symbolic arrays.
+    """
+    originals = fast_bounds.floor_log2, fast_memory.gather, fast_memory.scatter
+    fast_bounds.floor_log2, fast_memory.gather, fast_memory.scatter = _floor_log2, _gather, _scatter
     try:
         yield
     finally:
-        fast_bounds.floor_log2 = original
+        fast_bounds.floor_log2, fast_memory.gather, fast_memory.scatter = originals
 
 
 def workspace(like: Any) -> Any:

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from capvisor.proofs import solve
+from capvisor.proofs import isa, solve
 from capvisor.proofs.mutants import MUTANTS, Mutant, in_force
 from capvisor.proofs.theorem import Obligation, Theorem, queries, replay
 from capvisor.spec.formats import FORMATS
+
+_STATES = 1000
+"""How many drawn states a cell is looked at in."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ def bites(theorem: Theorem, timeout_s: float) -> Iterator[Bite]:
 def _bite(theorem: Theorem, mutant: Mutant, timeout_s: float) -> Bite:
     for fmt in sorted((FORMATS[name] for name in theorem.formats), key=lambda each: each.address_width):
         obligation = Obligation(theorem, fmt)
+        if isa.is_cell(obligation):
+            task = next(isa.tasks([obligation]))
+            for number in range(_STATES):
+                if isa.looked_at(task, number)[1]:
+                    return Bite(theorem, mutant, obligation, {"drawn_state": number})
+            continue
         asked = queries(obligation)
         for label in asked.labels:
             if label in ("assumptions", "cases"):

@@ -173,8 +173,9 @@ class Obligation:
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """The ids of the obligations that it leans on."""
-        return tuple(f"{name}.{self.format.name}" for name in self.theorem.uses)
+        """The ids of the obligations that it leans on: of the theorems that there are for its format."""
+        own = self.format.name
+        return tuple(f"{name}.{own}" for name in self.theorem.uses if own in THEOREMS[name].formats)
 
 
 THEOREMS: dict[str, Theorem] = {}

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 CHERI_EXCEPTION = 28
 """mcause of every capability exception. Source: sail-cheri-riscv, cheri_riscv_types.sail."""
 
+OTHER_CAUSE = 0x20
+"""What stands in a cause's number beside the exception code where it isn't a capability's."""
+
 
 @dataclass(frozen=True)
 class TrapCause:
@@ -21,7 +24,7 @@ class TrapCause:
     @property
     def number(self) -> int:
         """One number for the pair, unique in the table and never 0; what a lane's cause array holds."""
-        return self.capability_cause or 0x20 | self.mcause
+        return self.capability_cause or OTHER_CAUSE | self.mcause
 
 
 def _capability(code: int, name: str, meaning: str) -> TrapCause:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from capvisor.fastpath import capability
-from capvisor.fastpath.bits import sign_extend
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.isa.memory import put_where
 from capvisor.fastpath.machine import PARCEL_BYTES, PCC, Block, Register, operation, pcc_at
@@ -165,11 +164,7 @@ def cjal(block: Block, cd: Register, offset21: Any) -> None:
 
 def upper(uimm20: Any) -> Any:
     """An upper immediate's number, to be taken modulo 2**XLEN: bits 31 to 12, sign-extended."""
-    if isinstance(uimm20, int):
-        return (uimm20 << 12 ^ 1 << 31) - (1 << 31)
-    number = uimm20 << 12
-    sign_extend(number, 32, number)
-    return number
+    return (uimm20 << 12 ^ 1 << 31) - (1 << 31)
 
 
 @operation("auipc")

@@ -13,7 +13,7 @@ from capvisor.fastpath.workspace import Flags, Words
 from capvisor.spec.formats import CACHE_LINE_BYTES, Permission
 from capvisor.spec.operations import BY_MODE, EXPLICIT, LOAD_WIDTHS, STORE_WIDTHS, Addressing
 from capvisor.spec.registers import DDC_INDEX
-from capvisor.spec.traps import CAUSES_BY_NAME
+from capvisor.spec.traps import CAUSES_BY_NAME, OTHER_CAUSE
 
 
 class Access:
@@ -108,12 +108,12 @@ class Access:
         """The lanes in which every check was passed. In the others the trap value is recorded."""
         block, refused = self.block, self._passed
         np.not_equal(block.cause, 0, out=refused)
-        # A capability cause's number is the cause itself; numbers from 32 are memory exceptions, with their address.
+        # A capability cause's number is the cause itself; the others here are memory exceptions, with their address.
         value, by_memory = block.ws.bounds[0], block.ws.bounds_flags[0]
         np.copyto(value, block.cause)
         np.bitwise_or(value, trap_register(self.register), out=value)
         np.copyto(block.trap_value, value, where=refused)
-        np.greater_equal(block.cause, 32, out=by_memory)
+        np.greater_equal(block.cause, OTHER_CAUSE, out=by_memory)
         np.copyto(block.trap_value, self.address, where=by_memory)
         np.logical_not(refused, out=refused)
         return refused

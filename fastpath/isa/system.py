@@ -69,8 +69,7 @@ def cspecialrw(block: Block, cd: Register, scr: int, cs1: Register) -> None:
         refuse_all(block, "IllegalInstruction", 0)
         return
     writes = ws.isa_flags[1]
-    writes.fill(False)
-    np.logical_or(writes, np.not_equal(cs1, 0), out=writes)
+    np.copyto(writes, np.not_equal(cs1, 0))
     completed = ws.isa_flags[0]
     completed.fill(True)
     if row.needs_system_access:
@@ -94,8 +93,7 @@ def cspecialrw(block: Block, cd: Register, scr: int, cs1: Register) -> None:
         vector = ws.isa[0]
         legal_vector(block, value.address, vector)
         capability.set_address(fmt, value, vector, ws, value)
-    if row.is_writable:
-        put_where(value, block.special(SPECIAL_ROWS[row.name]), writes)
+    put_where(value, block.special(SPECIAL_ROWS[row.name]), writes)
     put_where(before, block.target(cd), completed)
 
 

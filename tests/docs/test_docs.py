@@ -81,6 +81,9 @@ def test_every_page_of_the_reference_is_generated(tmp_path, monkeypatch) -> None
         page = each[name.replace(".", "-")]
         assert row.summary in page and f"isa.{name}.M1" in page and "## Rule" in page, name
         assert all(f"`{cause}`" in page for cause in row.traps), name
+    groups = {path.stem: path.read_text() for path in (tmp_path / "reference" / "proved").glob("*.md")}
+    for name, theorem in THEOREMS.items():
+        assert f"## {name}\n\n{theorem.statement}" in groups[name.split(".")[0]], name
     index = (ROOT / "docs" / "index.md").read_text()
     assert set(pages) == set(re.findall(r"^reference/(\w+)$", index, re.MULTILINE))
     assert all(f"`{row.name} {row.syntax}`".replace(" `", "`") in pages["operations"] for row in OPERATIONS.values())

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capvisor.proofs.symarray import SymArray, lane
-from capvisor.proofs.symbolic import Unfaithful
+from capvisor.proofs.symbolic import SymInt, Unfaithful, explore
 
-DTYPES = {np.dtype(np.uint64): 64, np.dtype(np.uint32): 32, np.dtype(np.bool_): 1}
+DTYPES = {np.dtype(np.uint64): 64, np.dtype(np.uint32): 32, np.dtype(np.uint8): 8, np.dtype(np.bool_): 1}
 NUMBERS = [np.add, np.subtract, np.multiply, np.bitwise_and, np.bitwise_or, np.bitwise_xor]
 NUMBERS += [np.left_shift, np.right_shift, np.minimum, np.maximum]
 COMPARISONS = [np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal]
@@ -19,7 +19,7 @@ LOGICAL = [np.logical_and, np.logical_or]
 words = (
     st.integers(0, 2**64 - 1) | st.integers(0, 70) | st.integers(2**64 - 3, 2**64 - 1) | st.integers(2**32 - 2, 2**32 + 2)
 )
-number_types = st.sampled_from([np.dtype(np.uint64), np.dtype(np.uint32)])
+number_types = st.sampled_from([np.dtype(np.uint64), np.dtype(np.uint32), np.dtype(np.uint8)])
 
 
 def pair(value: int, dtype: np.dtype) -> tuple[np.ndarray, SymArray]:
@@ -79,6 +79,35 @@ def test_copies_are_numpys(a: int, b: int, source: Any, target: Any, where: bool
     assert held(sym_b) == int(real_b[0])
 
 
+@given(words, words)
+def test_operators_make_the_arrays_that_numpys_make(a: int, b: int) -> None:
+    real, sym = pair(a, np.dtype(np.uint64))
+    for use in (lambda x: x & b, lambda x: x ^ b, lambda x: x - b, lambda x: x << b % 70, lambda x: x == b):
+        made, expected = use(sym), use(real)
+        assert made.dtype == expected.dtype and held(made) == int(expected[0])
+
+
+def test_any_and_all_leave_the_other_lanes_of_the_block_open() -> None:
+    for value, any_can_be, all_can_be in ((True, [True], [False, True]), (False, [False, True], [False])):
+        _real, array = pair(value, np.dtype(np.bool_))
+        for expected, condition in ((any_can_be, array.any), (all_can_be, array.all)):
+            assert sorted({bool(path.result) for path in explore(lambda: bool(condition()))}) == expected  # noqa: B023
+
+
+@given(st.integers(-2, 2**64 + 1))
+def test_symbolic_python_ints_are_taken_as_numpy_takes_ints(number: int) -> None:
+    (real, sym), (real_out, sym_out) = pair(5, np.dtype(np.uint64)), pair(0, np.dtype(np.uint64))
+    symbol = SymInt(z3.BitVecVal(number, 70), -2, 2**64 + 1)
+    try:
+        np.subtract(real, number, out=real_out)
+    except OverflowError:
+        with pytest.raises(OverflowError):
+            np.subtract(sym, symbol, out=sym_out)
+        return
+    np.subtract(sym, symbol, out=sym_out)
+    assert held(sym_out) == int(real_out[0])
+
+
 @given(words, st.integers(0, 80))
 def test_shifts_with_a_sign_are_numpys_and_write_through_their_view(a: int, distance: int) -> None:
     uint64 = np.dtype(np.uint64)
@@ -101,8 +130,9 @@ def test_floats_are_numpys(a: int) -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        np.add,
         lambda a, b: np.add(a, b, out=a, where=b),
+        lambda a, b: np.add(a, b, out=np.zeros(1, np.uint64)),
+        lambda a, b: a.any(),
         lambda a, b: np.add.reduce(a),
         lambda a, b: np.add.at(a, 0, b),
         lambda a, b: np.floor_divide(a, b, out=a),

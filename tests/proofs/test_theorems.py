@@ -14,7 +14,7 @@ import pytest
 
 from capvisor.model import capability
 from capvisor.model.capability import Capability
-from capvisor.proofs import contracts, runner, solve
+from capvisor.proofs import contracts, isa, runner, solve
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.mutants import MUTANTS, Mutant, in_force
 from capvisor.proofs.runner import Settings, Verdict, prove, with_lemmas
@@ -73,7 +73,12 @@ def test_every_theorem_that_executes_code_names_a_mutant_and_every_mutant_is_use
     without = {each.id for each in THEOREMS.values() if each.holds and not each.mutants}
     # They execute no code, or suppose of it what their lemmas say: the lemmas have the teeth.
     assert without == {"bounds.set.monotone", "bounds.set.no_tighter", "bounds.set.tightest"}
-    assert {name for each in THEOREMS.values() for name in each.mutants} == set(MUTANTS)
+    of_theorems, of_cells = ({name for each in chosen for name in each.mutants} for chosen in (THEOREMS.values(), _cells()))
+    assert of_theorems | of_cells == set(MUTANTS)
+
+
+def _cells() -> list[Theorem]:
+    return [cell.theorem for cell in isa.cells().values()]
 
 
 def test_a_mutant_leaves_nothing_behind() -> None:

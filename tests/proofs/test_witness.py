@@ -8,7 +8,7 @@ from capvisor.cli import prove
 from capvisor.cli.status import Status
 from capvisor.dsl.parser import parse
 from capvisor.dsl.runner import run
-from capvisor.proofs import runner, witness
+from capvisor.proofs import lane_memory, runner, witness
 from capvisor.proofs.mutants import MUTANTS, in_force
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import THEOREMS, Obligation, obligations
@@ -21,7 +21,8 @@ UNSAID = {
     "bounds.types", "bounds.set.power", "bounds.set.no_tighter",
     "bounds.set.rounds", "bounds.shape", "bounds.set.finer", "bounds.set.monotone", "bounds.move.fast_gap",
     "bounds.move.region", "bounds.valid_field", "permissions.set", "invariant.root", "kernels.floor_log2",
-    "kernels.bounds_are_valid", "kernels.permits", "kernels.within_bounds", "kernels.set_permissions",
+    "kernels.bounds_are_valid", "kernels.permits", "kernels.within_bounds", "kernels.set_permissions", "invariant.fields",
+    *lane_memory.LEMMAS,
 }  # fmt: skip
 
 
