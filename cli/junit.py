@@ -21,12 +21,16 @@ class Case:
 def junit_xml(suite_name: str, cases: Iterable[Case]) -> str:
     """A test suite as text."""
     suite = TestSuite(suite_name)
-    for each in cases:
-        case = TestCase(each.name, each.group, round(each.seconds, 3))
-        if each.message:
-            case.result = [(Error if each.is_error else Failure)(each.message)]
-        suite.add_testcase(case)
+    # All at once: each addition counts anew what is there.
+    suite.add_testcases([_case(each) for each in cases])
     document = JUnitXml(f"capvisor {suite_name}")
     document.add_testsuite(suite)
     written: bytes = document.tostring()  # type: ignore[no-untyped-call]
     return written.decode()
+
+
+def _case(each: Case) -> TestCase:
+    case = TestCase(each.name, each.group, round(each.seconds, 3))
+    if each.message:
+        case.result = [(Error if each.is_error else Failure)(each.message)]
+    return case

@@ -234,13 +234,16 @@ def set_flags(fmt: CapabilityFormat, cap: Lanes, flags: Words, ws: Workspace, ou
     _replace_meta(cap, meta, unsealed, out)
 
 
-def _with_otype(fmt: CapabilityFormat, meta: Words, otype: Words | int, ws: Workspace, out_meta: Words) -> None:
-    """out_meta = meta with the lowest bits of otype as object type. It must not be `otype`."""
+def set_otype(fmt: CapabilityFormat, meta: Words, otype: int, out_meta: Words) -> None:
+    """out_meta = meta with another object type, which may be a reserved one."""
     np.bitwise_and(meta, fmt.address_mask & ~fmt.otype.in_place, out=out_meta)
-    if isinstance(otype, int):
-        np.bitwise_or(out_meta, (otype & fmt.otype.mask) << fmt.otype.low, out=out_meta)
-        return
+    np.bitwise_or(out_meta, (otype & fmt.otype.mask) << fmt.otype.low, out=out_meta)
+
+
+def _set_otypes(fmt: CapabilityFormat, meta: Words, otype: Words, ws: Workspace, out_meta: Words) -> None:
+    """out_meta = meta with the lowest bits of otype as object type. It must not be `otype`."""
     placed = ws.bounds[0]
+    np.bitwise_and(meta, fmt.address_mask & ~fmt.otype.in_place, out=out_meta)
     np.bitwise_and(otype, fmt.otype.mask, out=placed)
     np.left_shift(placed, fmt.otype.low, out=placed)
     np.bitwise_or(out_meta, placed, out=out_meta)
@@ -269,7 +272,7 @@ def seal(fmt: CapabilityFormat, cap: Lanes, authority: Lanes, ws: Workspace, out
     np.logical_and(permitted, authority.tag, out=permitted)
     is_unsealed(fmt, cap.meta, ws, flag)
     np.logical_and(permitted, flag, out=permitted)
-    _with_otype(fmt, cap.meta, authority.address, ws, meta)
+    _set_otypes(fmt, cap.meta, authority.address, ws, meta)
     _replace_meta(cap, meta, permitted, out)
 
 
@@ -284,7 +287,7 @@ def conditional_seal(fmt: CapabilityFormat, cap: Lanes, authority: Lanes, ws: Wo
     np.not_equal(authority.address, fmt.address_mask, out=permitted)
     np.logical_and(usable, permitted, out=usable)
     _may_seal(fmt, authority, ws, permitted)
-    _with_otype(fmt, cap.meta, authority.address, ws, meta)
+    _set_otypes(fmt, cap.meta, authority.address, ws, meta)
     np.logical_not(usable, out=usable)
     np.copyto(meta, cap.meta, where=usable)
     np.logical_or(permitted, usable, out=permitted)
@@ -306,7 +309,7 @@ def unseal(fmt: CapabilityFormat, cap: Lanes, authority: Lanes, ws: Workspace, o
     _extract(fmt.otype, cap.meta, scratch)
     np.equal(scratch, authority.address, out=flag)
     np.logical_and(permitted, flag, out=permitted)
-    _with_otype(fmt, cap.meta, fmt.otype_unsealed, ws, meta)
+    set_otype(fmt, cap.meta, fmt.otype_unsealed, meta)
     # The authority's global bit, with all others set, masks cap's.
     local = fmt.address_mask & ~(int(Permission.GLOBAL) << fmt.permissions.low)
     np.bitwise_or(authority.meta, local, out=scratch)
@@ -318,7 +321,7 @@ def seal_entry(fmt: CapabilityFormat, cap: Lanes, ws: Workspace, out: Lanes) -> 
     """out = cap sealed as an entry point; untagged if it was sealed."""
     unsealed, meta = ws.capability_flags[0], ws.capability[0]
     is_unsealed(fmt, cap.meta, ws, unsealed)
-    _with_otype(fmt, cap.meta, fmt.otype_sentry, ws, meta)
+    set_otype(fmt, cap.meta, fmt.otype_sentry, meta)
     _replace_meta(cap, meta, unsealed, out)
 
 
@@ -362,7 +365,7 @@ def build(fmt: CapabilityFormat, authority: Lanes, requested: Lanes, ws: Workspa
     # A requested sentry stays one, any other object type becomes "unsealed".
     _extract(fmt.otype, requested.meta, field)
     np.equal(field, fmt.otype_sentry, out=is_sentry)
-    _with_otype(fmt, requested.meta, fmt.otype_unsealed, ws, wanted_meta)
+    set_otype(fmt, requested.meta, fmt.otype_unsealed, wanted_meta)
     # Its bounds and permissions within those of a tagged, unsealed authority.
     wanted = Lanes(authority.tag, wanted_meta, requested.address)
     is_subset(fmt, wanted, authority, ws, tag)
@@ -389,7 +392,7 @@ def build(fmt: CapabilityFormat, authority: Lanes, requested: Lanes, ws: Workspa
     np.bitwise_and(field, fmt.reserved.in_place, out=field)
     np.equal(field, 0, out=flag)
     np.logical_and(tag, flag, out=tag)
-    _with_otype(fmt, requested.meta, fmt.otype_sentry, ws, field)
+    set_otype(fmt, requested.meta, fmt.otype_sentry, field)
     np.copyto(wanted_meta, field, where=is_sentry)
     np.copyto(out.address, requested.address)
     np.copyto(out.meta, wanted_meta)

@@ -31,27 +31,20 @@ def check_target(block: Block, cap: Lanes, target: Words, register: Register, ne
     block.refuse_unless(passed, "LengthViolation", register)
 
 
-def set_otype(block: Block, meta: Words, otype: int, out: Words) -> None:
-    """out = meta with another object type."""
-    field = block.format.otype
-    np.bitwise_and(meta, block.format.address_mask & ~field.in_place, out=out)
-    np.bitwise_or(out, (otype & field.mask) << field.low, out=out)
-
-
 def write_link(block: Block, cd: Register, return_to: Words, completed: Flags) -> None:
     """cd = a sentry for an address within PCC, in the lanes that are completed."""
     pcc, link = block.capability(PCC), Lanes(block.ws.isa_flags[2], block.ws.isa[4], return_to)
     pcc_at(block.format, pcc, return_to, block.ws, link.tag)
     capability.is_unsealed(block.format, pcc.meta, block.ws, block.ws.isa_flags[3])
     np.logical_and(link.tag, block.ws.isa_flags[3], out=link.tag)
-    set_otype(block, pcc.meta, block.format.otype_sentry, link.meta)
+    capability.set_otype(block.format, pcc.meta, block.format.otype_sentry, link.meta)
     put_where(link, block.target(cd), completed)
 
 
 def install(block: Block, cap: Lanes, target: Words, completed: Flags) -> None:
     """Make a capability PCC, unsealed, and a target the next pc, in the lanes that are completed."""
     pcc, meta = block.special(PCC), block.ws.isa[5]
-    set_otype(block, cap.meta, block.format.otype_unsealed, meta)
+    capability.set_otype(block.format, cap.meta, block.format.otype_unsealed, meta)
     put_where(Lanes(cap.tag, meta, cap.address), pcc, completed)
     np.copyto(block.next_pc, target, where=completed)
 
@@ -246,5 +239,5 @@ def cinvoke(block: Block, cs1: Register, cs2: Register) -> None:
     install(block, code, target, completed)
     opened = Lanes(ws.isa_flags[2], ws.isa[1], ws.isa[2])
     capability.copy(data, opened)
-    set_otype(block, opened.meta, fmt.otype_unsealed, opened.meta)
+    capability.set_otype(fmt, opened.meta, fmt.otype_unsealed, opened.meta)
     put_where(opened, block.target(INVOKED_DATA), completed)

@@ -209,8 +209,7 @@ def mret(block: Block) -> None:
     otype, is_sentry = ws.isa[3], ws.isa_flags[3]
     np.bitwise_and(target.meta, fmt.otype.in_place, out=otype)
     np.equal(otype, (fmt.otype_sentry & fmt.otype.mask) << fmt.otype.low, out=is_sentry)
-    np.bitwise_and(target.meta, fmt.address_mask & ~fmt.otype.in_place, out=otype)
-    np.bitwise_or(otype, (fmt.otype_unsealed & fmt.otype.mask) << fmt.otype.low, out=otype)
+    capability.set_otype(fmt, target.meta, fmt.otype_unsealed, otype)
     np.copyto(target.meta, otype, where=is_sentry)
     put_where(target, block.special(PCC), completed)
     np.copyto(block.next_pc, target.address, where=completed)
