@@ -1,25 +1,27 @@
 """`capvisor fuzz`."""
 
-import shlex
 from pathlib import Path
-from typing import Any
 
 import click
 
-from capvisor.cli import programs
-from capvisor.cli.options import json_option, paths_argument, seed_option
-from capvisor.cli.output import check_writable, console, progress, table, write_json
-from capvisor.cli.status import Status
-from capvisor.dsl.campaign import Campaign, Finding
-from capvisor.dsl.campaign import fuzz as fuzz_program
-from capvisor.dsl.printer import print_program
-from capvisor.dsl.runner import with_values
+from capvisor.campaign.engine import Settings
+from capvisor.campaign.recipes import PROFILES
+from capvisor.campaign.schedulers import default_workers
+from capvisor.cli import campaign, value_campaign
+from capvisor.cli.campaign import DEFAULT_SECONDS, Duration, Request
+from capvisor.cli.options import json_option, seed_option
+from capvisor.cli.status import InputError
+from capvisor.spec.formats import FORMATS
 
 
 @click.command()
-@paths_argument
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--lanes", default=100_000, show_default=True, type=click.IntRange(min=1), help="How many choices of values to try."
+    "--lanes",
+    default=100_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of files: how many choices of values to try.",
 )
 @seed_option
 @click.option(
@@ -27,112 +29,90 @@ from capvisor.dsl.runner import with_values
     default=16,
     show_default=True,
     type=click.IntRange(min=0),
-    help="How many lanes of each chunk (up to 16384 lanes) to replay on the reference.",
+    help="Of files: how many lanes of each chunk (up to 16384 lanes) to replay on the reference.",
 )
+@click.option(
+    "--engine", default="bulk", show_default=True, type=click.Choice(["bulk", "hypothesis"]), help="What draws programs."
+)
+@click.option(
+    "--profile", default="mixed", show_default=True, type=click.Choice(list(PROFILES)), help="What programs are about."
+)
+@click.option("--format", "format_name", default="cc128", show_default=True, type=click.Choice(list(FORMATS)))
+@click.option("--time", "seconds", type=Duration(), help="How long, such as 60s, 5m or 1h.  [default: 60s]")
+@click.option("--programs", "count", type=click.IntRange(min=1), help="How many programs, instead of how long.")
+@click.option(
+    "--workers", default=default_workers(), type=click.IntRange(min=1), help="Processes.  [default: the processors]"
+)
+@click.option("--scheduler", metavar="TCP://..", help="The dask.distributed scheduler whose workers do the work.")
+@click.option("--invariants-only", is_flag=True, help="The fast path alone, with invariants as oracles.")
+@click.option(
+    "--against",
+    metavar="COMMAND",
+    help="Another implementation to hold against the reference: a command, or rvfi-dii://HOST:PORT.",
+)
+@click.option(
+    "--findings", default="findings", show_default=True, type=click.Path(path_type=Path), help="Folder of what is found."
+)
+@click.option("--most-findings", default=10, show_default=True, type=click.IntRange(min=1), help="End after so many.")
+@click.option("--junit", "junit_path", type=click.Path(path_type=Path), help="Write findings as JUnit XML to this file.")
+@click.option("--sarif", "sarif_path", type=click.Path(path_type=Path), help="Write findings as SARIF 2.1.0 to this file.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), help="Folder of the history.  [default: in the user's state directory]"
+)
+@click.option("--no-history", is_flag=True, help="Don't keep this campaign for `capvisor report`.")
 @json_option
-def fuzz(paths: tuple[Path, ...], lanes: int, seed: int, sample: int, json_path: Path | None) -> int:
-    """Run programs with drawn values for every `any`: many at once on the fast path, a sample of them on the reference.
+def fuzz(
+    paths: tuple[Path, ...],
+    lanes: int,
+    seed: int,
+    sample: int,
+    engine: str,
+    profile: str,
+    format_name: str,
+    seconds: float | None,
+    count: int | None,
+    workers: int,
+    scheduler: str | None,
+    invariants_only: bool,
+    against: str | None,
+    findings: Path,
+    most_findings: int,
+    junit_path: Path | None,
+    sarif_path: Path | None,
+    state: Path | None,
+    no_history: bool,
+    json_path: Path | None,
+) -> int:
+    """Without files: draw programs, and execute every one on the fast path and on the reference.
 
-    Values are drawn with a bias to edges. A failing choice is printed as the program with its values filled in.
+    Whole states are compared after each operation, and every step is held against the machine's invariants. A failure is
+    made small and kept as a program. A campaign that left something untested says so, with status 2.
+
+    With files: run these programs with drawn values for every `any`, many at once on the fast path, a sample of them on the
+    reference. A failing choice is printed as the program with its values filled in.
     """
-    found = list(programs.find(paths))
-    check_writable(json_path, found)
-    files = [programs.read(path) for path in found]
-    out, campaigns = console(), []
-    with progress("lanes", lanes * len(files)) as advance:
-        for program in files:
-            campaigns.append(fuzz_program(program, lanes, seed, sample, advance))
-            if campaigns[-1].interrupted:
-                break
-    columns = (
-        "program",
-        "lanes",
-        "discarded",
-        "operations",
-        "trapped",
-        "assertions",
-        "replayed",
-        "states compared",
-        "result",
+    if paths:
+        return value_campaign.run(paths, lanes, seed, sample, json_path)
+    if seconds is not None and count is not None:
+        raise InputError("--time and --programs both say how long: give one of them")
+    if invariants_only and (engine == "hypothesis" or against is not None):
+        raise InputError("--invariants-only is for the bulk engine alone")
+    if scheduler is not None and (engine == "hypothesis" or against is not None):
+        raise InputError("--scheduler is for the bulk engine alone")
+    if count is None and seconds is None:
+        seconds = DEFAULT_SECONDS
+    settings = Settings(profile, format_name, seed, count, seconds, not invariants_only, most_findings)
+    request = Request(
+        settings,
+        engine,
+        workers,
+        scheduler,
+        against,
+        findings,
+        json_path,
+        junit_path,
+        sarif_path,
+        state,
+        not no_history,
     )
-    out.print(table(columns, [_row(campaign) for campaign in campaigns], right=range(1, 8)), soft_wrap=False)
-    for campaign in campaigns:
-        for finding in campaign.findings:
-            _report(out.print, campaign, finding)
-        for line in campaign.untested:
-            out.print(
-                f"\n{campaign.program.source}:{line}: never put to the test: its condition held in none of "
-                f"{campaign.lanes} lanes; try more --lanes, or mend the program"
-            )
-    interrupted = any(campaign.interrupted for campaign in campaigns)
-    if interrupted:
-        out.print("\ninterrupted: the table is of what was done. The same --seed starts over with the same values.")
-    names = shlex.join(str(path) for path in paths)
-    out.print(f"\nagain: capvisor fuzz {names} --lanes {lanes} --seed {seed} --sample {sample}")
-    write_json(json_path, "fuzz", {"seed": seed, "lanes": lanes, "campaigns": [_as_json(c) for c in campaigns]})
-    if any(campaign.findings for campaign in campaigns):
-        return Status.VIOLATION
-    if interrupted or any(campaign.untested for campaign in campaigns):
-        return Status.INCONCLUSIVE
-    return Status.OK
-
-
-def _row(campaign: Campaign) -> tuple[object, ...]:
-    result = "passed"
-    if campaign.untested:
-        result = "INCONCLUSIVE"
-    if campaign.findings:
-        result = f"FAILED: {len(campaign.findings)}"
-    if campaign.interrupted:
-        result += ", interrupted"
-    trapped = sum(campaign.trapped.values()) / max(campaign.operations, 1)
-    return (
-        campaign.program.source,
-        campaign.lanes,
-        campaign.discarded,
-        campaign.operations,
-        f"{trapped:.1%}",
-        campaign.assertions,
-        campaign.replayed,
-        campaign.comparisons,
-        result,
-    )
-
-
-def _report(write: Any, campaign: Campaign, finding: Finding) -> None:
-    failure = finding.failure
-    where = f"{campaign.program.source}:{failure.line}"
-    write(f"\n{where}: {failure.kind}: {failure.message} ({finding.lanes} of {campaign.lanes} lanes)")
-    write("  one of them, as a program:\n")
-    for line in print_program(with_values(campaign.program, finding.values)).splitlines():
-        write(f"    {line}")
-
-
-def _as_json(campaign: Campaign) -> dict[str, Any]:
-    return {
-        "program": campaign.program.source,
-        "lanes": campaign.lanes,
-        "discarded": campaign.discarded,
-        "operations": campaign.operations,
-        "executed": dict(sorted(campaign.executed.items())),
-        "trapped": dict(sorted(campaign.trapped.items())),
-        "assertions": campaign.assertions,
-        "lanes_replayed": campaign.replayed,
-        "states_compared": campaign.comparisons,
-        "conditions_held": [
-            {"line": line, "number": number, "lanes": count} for (line, number), count in sorted(campaign.checks.items())
-        ],
-        "untested_lines": campaign.untested,
-        "interrupted": campaign.interrupted,
-        "findings": [
-            {
-                "line": finding.failure.line,
-                "kind": finding.failure.kind,
-                "message": finding.failure.message,
-                "lanes": finding.lanes,
-                "values": finding.values,
-                "program": print_program(with_values(campaign.program, finding.values)),
-            }
-            for finding in campaign.findings
-        ],
-    }
+    return campaign.run(request)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from capvisor import __version__
-from capvisor.cli import bench, conform, explain, fmt, fuzz, listing, prove, run, vectors, words
+from capvisor.cli import bench, conform, corpus, explain, fmt, fuzz, listing, prove, report, run, serve, vectors, words
 from capvisor.cli.output import console
 from capvisor.cli.status import MEANINGS, InputError, Status
 from capvisor.conformance.files import VectorFileError
@@ -30,11 +30,14 @@ def capvisor() -> None:
 for _verb in (
     run.run,
     fuzz.fuzz,
+    corpus.corpus,
+    report.report,
     prove.prove,
     fmt.fmt,
     conform.conform,
     vectors.vectors,
     bench.bench,
+    serve.serve,
     listing.listing,
     explain.explain,
     words.asm,

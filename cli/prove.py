@@ -16,8 +16,9 @@ from capvisor.cli.output import check_writable, console, progress, table, write_
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
+from capvisor.files import state_folder
 from capvisor.proofs import programs, solve
-from capvisor.proofs.cache import Cache, default_folder
+from capvisor.proofs.cache import Cache
 from capvisor.proofs.isa import PREFIX, cells, is_cell
 from capvisor.proofs.isa import columns as statements_of_columns
 from capvisor.proofs.matrix import prove as prove_cells
@@ -114,7 +115,7 @@ def prove(
         if folder is not None:
             _make_folder(folder)
     try:
-        cache = None if no_cache else Cache(state or default_folder())
+        cache = None if no_cache else Cache(state or state_folder())
     except OSError as error:
         raise InputError(f"can't keep answers in {error.filename}: {error.strerror} (or use --no-cache)") from None
     settings = Settings(solvers, timeout, rlimit, workers, cache, dump_smt)

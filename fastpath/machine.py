@@ -296,7 +296,13 @@ class BatchMachine:
     """
 
     def __init__(
-        self, fmt: CapabilityFormat, memory_base: int, memory_bytes: int, lanes: int, block_lanes: int = BLOCK_LANES
+        self,
+        fmt: CapabilityFormat,
+        memory_base: int,
+        memory_bytes: int,
+        lanes: int,
+        block_lanes: int = BLOCK_LANES,
+        memory_type: type[Memory] = Memory,
     ) -> None:
         self.format = fmt
         self.lanes = lanes
@@ -312,7 +318,7 @@ class BatchMachine:
         self.is_reserved: Flags = np.zeros(lanes, np.bool_)
         self.cause: Causes = np.zeros(lanes, np.uint8)
         self.trap_value = np.zeros(lanes, np.uint64)
-        self.memory = Memory(fmt, memory_base, memory_bytes, lanes)
+        self.memory = memory_type(fmt, memory_base, memory_bytes, lanes)
         self._window = Window(
             np.zeros(lanes, np.uint8), np.zeros(lanes, np.uint64), np.full(lanes, fmt.address_mask, np.uint64)
         )

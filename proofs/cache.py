@@ -1,36 +1,22 @@
 """Answers that were given before, kept in the user's state directory."""
 
 import json
-import os
 import sqlite3
 from pathlib import Path
 
+from capvisor.files import STATE_FILE, open_state
 from capvisor.proofs.solve import Answer
-
-SCHEMA_VERSION = 1
-
-
-def default_folder() -> Path:
-    """Where state is kept: $XDG_STATE_HOME/capvisor, by default ~/.local/state/capvisor."""
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "capvisor"
 
 
 class Cache:
-    """A SQLite file of answers by key; safe with several processes. An answer "unknown" is never kept.
+    """Answers by key, in the database of a state folder; safe with several processes. An answer "unknown" is never kept.
 
     Raises OSError where the folder can't be used.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"proofs-{SCHEMA_VERSION}.sqlite"
-        try:
-            self._database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
-        except sqlite3.Error as error:
-            raise OSError(0, f"not a usable cache: {error}", str(self.path)) from None
+        self.path = folder / STATE_FILE
+        self._database = open_state(folder, "answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
 
     def __len__(self) -> int:
         (count,) = self._database.execute("SELECT COUNT(*) FROM answers").fetchone()

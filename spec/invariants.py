@@ -298,18 +298,73 @@ def system_access_needed(step: Step, place: Place) -> Any:
     return has_system_access(step)
 
 
+# -- when an invariant has something to say: what a campaign counts --------------------------------------------------------
+
+
+def tags_something(step: Step) -> Any:
+    """The step leaves a tagged capability in a register or granule that held something else."""
+    holds: Any = False
+    for register in step.register_operands:
+        before, after = step.before.registers[register], step.after.registers[register]
+        holds = holds | after.tag & not_(same(before, after))
+    for access in step.accesses:
+        if access.is_store and access.is_capability:
+            holds = holds | step.after.granule(granule_of(step, access.address)).tag
+    return holds
+
+
+def accesses_memory(step: Step) -> Any:
+    """The step accesses memory."""
+    return bool(step.accesses)
+
+
+def accesses_capabilities(step: Step) -> Any:
+    """The step accesses a whole capability in memory."""
+    return any(access.is_capability for access in step.accesses)
+
+
+def stores(step: Step) -> Any:
+    """The step stores."""
+    return any(access.is_store for access in step.accesses)
+
+
+def is_refused(step: Step) -> Any:
+    """The step is refused."""
+    return step.trap is not None
+
+
+def sees_sealed(step: Step) -> Any:
+    """The step names a sealed capability."""
+    holds: Any = False
+    for register in step.register_operands:
+        source = step.before.registers[register]
+        holds = holds | source.tag & source.is_sealed
+    return holds
+
+
+def writes_zero(step: Step) -> Any:
+    """The step's destination is c0."""
+    return any(kind.is_destination and value == 0 for kind, value in step.operands.items())
+
+
+def touches_system(step: Step) -> Any:
+    """The step is completed, and reads or writes a register of the system."""
+    return step.trap is None and bool(step.touched)
+
+
 Predicate = Callable[[Step, Place], Any]
 
 
 @dataclass(frozen=True)
 class Invariant:
-    """One invariant: what it says, where it is from, and the predicate."""
+    """One invariant: what it says, where it is from, and the predicate; and of which steps it says something."""
 
     name: str
     title: str
     statement: str
     source: str
     holds: Predicate
+    concerns: Callable[[Step], Any]
 
 
 INVARIANTS: dict[str, Invariant] = {
@@ -322,6 +377,7 @@ INVARIANTS: dict[str, Invariant] = {
             "capability that the step could reach before. A trap puts MTCC in PCC, just that.",
             "CHERI ISAv9, reachable capability monotonicity; Nienhuis et al., IEEE S&P 2020",
             monotone,
+            tags_something,
         ),
         Invariant(
             "M2",
@@ -330,6 +386,7 @@ INVARIANTS: dict[str, Invariant] = {
             " has the permission; capabilities and atomic accesses are aligned. No other byte of memory changes.",
             "CHERI ISAv9, loads and stores",
             memory_safe,
+            accesses_memory,
         ),
         Invariant(
             "M3",
@@ -339,6 +396,7 @@ INVARIANTS: dict[str, Invariant] = {
             "if it was so before.",
             "CHERI ISAv9, tagged memory",
             tags_kept,
+            stores,
         ),
         Invariant(
             "M4",
@@ -347,6 +405,7 @@ INVARIANTS: dict[str, Invariant] = {
             "at pc), PCC and pc (MTCC), the reservation. Its cause is one that the table names.",
             "The RISC-V Instruction Set Manual, volume II, traps; sail-cheri-riscv, cheri_sys_exceptions.sail",
             refusal_changes_nothing,
+            is_refused,
         ),
         Invariant(
             "M5",
@@ -357,6 +416,7 @@ INVARIANTS: dict[str, Invariant] = {
             " or return to a sentry itself.",
             "CHERI ISAv9, sealed capabilities",
             sealed_kept,
+            sees_sealed,
         ),
         Invariant(
             "M6",
@@ -365,14 +425,16 @@ INVARIANTS: dict[str, Invariant] = {
             "store them, and that of a local capability only by one that may store local ones.",
             "CHERI ISAv9, permissions",
             capability_permissions_obeyed,
+            accesses_capabilities,
         ),
-        Invariant("M7", "c0", "c0 stays NULL.", "CHERI ISAv9, merged register file", zero_is_null),
+        Invariant("M7", "c0", "c0 stays NULL.", "CHERI ISAv9, merged register file", zero_is_null, writes_zero),
         Invariant(
             "M8",
             "the invariant",
             "Every tagged capability has valid bounds with base <= top <= 2**A, and no reserved bits; pc is even.",
             "CHERI ISAv9, tagged capabilities; the bound of the top is ours",
             sound_kept,
+            tags_something,
         ),
         Invariant(
             "M9",
@@ -381,6 +443,7 @@ INVARIANTS: dict[str, Invariant] = {
             "registers; traps themselves excepted.",
             "CHERI ISAv9, Permit_Access_System_Registers",
             system_access_needed,
+            touches_system,
         ),
     )
 }

@@ -14,57 +14,11 @@ from capvisor.model import isa as _rules
 from capvisor.model.machine import RULES
 from capvisor.proofs.mutants import Mutant, in_force
 from capvisor.spec.formats import CC128
+from tests.quality.bugs import BOUNDS_BUGS, OPERATION_BUGS
 from tests.support import Pair, random_operands
 from tests.tutorial import ROOT
 
 assert _kernels and _rules
-
-# (module, what stands there, what the bug makes of it), seen by the golden vectors
-BOUNDS_BUGS = [
-    ("model.bounds", "carry = top < bottom", "carry = top <= bottom"),
-    ("model.bounds", "+ internal + carry & 3", "+ internal & 3"),
-    ("model.bounds", "(bottom >> shift) - 1 & 7", "(bottom >> shift) & 7"),
-    ("model.bounds", "- address_above", "+ address_above"),
-    ("model.bounds", "(length_high > 1)", "(length_high > 2)"),
-    ("model.bounds", "top ^ wrapped <<", "top ^ 0 <<"),
-    ("model.bounds", "exponent < fmt.max_exponent, exponent, fmt.max_exponent", "exponent < 64, exponent, fmt.max_exponent"),
-    ("model.bounds", "internal = length >> fmt.mantissa_width - 2 != 0", "internal = length >> fmt.mantissa_width - 1 != 0"),
-    ("model.bounds", "top_granule = top + (1 << alignment) - 1 >> alignment", "top_granule = top >> alignment"),
-    ("model.bounds", "exact = (base | top)", "exact = base"),
-    ("model.bounds", "top_granule + grown >> grown", "top_granule >> grown"),
-    ("model.bounds", "exponent = exponent + grown", "exponent = exponent"),
-    ("model.bounds", "(exponent >= fmt.max_exponent - 2)", "(exponent >= fmt.max_exponent)"),
-    ("model.bounds", "increment_middle >= room", "increment_middle > room"),
-    ("model.bounds", "length + (mask ^ fmt.address_mask) & mask", "length & mask"),
-    ("model.capability", "(address >= base) & (address + size <= top)", "(address >= base)"),
-    ("model.capability", "permissions >> fmt.software_permissions_shift", "permissions >> 0"),
-    ("fastpath.bounds", "np.less(top, base, out=top_high)", "top_high.fill(False)"),
-    ("fastpath.bounds", "np.minimum(exponent, fmt.max_exponent, out=exponent)", "pass"),
-    ("fastpath.bounds", "np.bitwise_or(short, eighth, out=short)", "pass"),
-    ("fastpath.bounds", "np.not_equal(length, top_high, out=top_high)", "pass"),
-    ("fastpath.bounds", "np.add(offset, mask, out=offset)", "pass"),
-    ("fastpath.bounds", "np.bitwise_and(grown, internal, out=grown)", "pass"),
-    ("fastpath.bounds", "np.add(top, grown, out=top)", "pass"),
-    ("fastpath.bounds", "np.add(short, eighth, out=short)", "pass"),
-    ("fastpath.bits", "_FLOAT_2_52 | 1", "_FLOAT_2_52"),
-    ("fastpath.capability", "np.less(end, address, out=end_high)", "end_high.fill(False)"),
-]
-
-# (module, what stands there, what the bug makes of it, an operation that shows it), seen by the differential test
-OPERATION_BUGS = [
-    ("fastpath.capability", "np.logical_and(permitted, authority.tag, out=permitted)", "pass", "cseal"),
-    ("fastpath.capability", "np.less_equal(authority.address, fmt.max_otype, out=flag)", "flag.fill(True)", "cseal"),
-    ("fastpath.capability", "np.copyto(field, fmt.null_meta & fmt.bounds.in_place, where=high)", "pass", "cbuildcap"),
-    ("model.capability", "allowed = not_(cap.is_sealed) & within_bounds", "allowed = within_bounds", "csetbounds"),
-    ("fastpath.capability", "np.equal(inner.tag, outer.tag, out=flag)", "flag.fill(True)", "ctestsubset"),
-    ("fastpath.isa.memory", "np.greater(stored.tag, needed, out=needed)", "np.copyto(needed, stored.tag)", "csc"),
-    ("fastpath.isa.memory", "np.logical_and(loaded.tag, may_load, out=loaded.tag)", "pass", "clc"),
-    ("fastpath.memory", "if straddles.any():", "if False:", "csd"),
-    ("fastpath.memory", "np.add(address, size_bytes - 1, out=index)", "np.copyto(index, address)", "csd"),
-    ("model.memory", "self.store.set(index, Granule(False,", "self.store.set(index, Granule(True,", "csb"),
-    ("model.isa.memory", "if access.authority.is_sealed:", "if False:", "clb"),
-    ("model.isa.memory", 'raise Trap("PermitStoreCapViolation", access.register)', "pass", "csc"),
-]
 
 
 @contextmanager

@@ -1,0 +1,21 @@
+"""Campaigns find seeded bugs: each is one change of a source, and is to be found within a minute and made small."""
+
+import pytest
+
+from tests.quality.campaigns import BUGS, hunt
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=[f"{module}: {before}" for module, before, _after in BUGS])
+def test_a_seeded_bug_is_found_within_a_minute_and_made_small(bug: tuple[str, str, str]) -> None:
+    result = hunt(bug, "bulk")
+    assert result.operations is not None, "not found"
+    assert result.shrunk and result.operations <= 8
+
+
+def test_there_are_sixty_bugs_and_more() -> None:
+    assert len(set(BUGS)) == len(BUGS) >= 60
+
+
+@pytest.mark.parametrize("bug", BUGS[::12], ids=[f"{module}: {before}" for module, before, _after in BUGS[::12]])
+def test_hypothesis_finds_them_too(bug: tuple[str, str, str]) -> None:
+    assert hunt(bug, "hypothesis").operations is not None
