@@ -73,7 +73,7 @@ class Builder:
         """A register to be written: now and then the root's, or c0."""
         if self.chance(24):
             return 0
-        return 1 if self.chance(16) else 2 + self.source.below(REGISTERS - 1)
+        return 1 if self.chance(40) else 2 + self.source.below(REGISTERS - 1)
 
     def capability(self) -> int:
         """A register that holds a capability, as far as is known: the root or one of the latest."""
@@ -174,6 +174,11 @@ def representability_edge(b: Builder) -> None:
             b.derive(name, cap, b.number(Kind.FAR if name != "csetaddr" else b.one_of((Kind.FAR, Kind.ADDRESS))))
 
 
+def root_again(b: Builder) -> None:
+    """The root's register filled anew, from DDC: what was built on a spoilt one says little."""
+    b.emit("cspecialrw", b.holds(ROOTS[0]), SPECIAL["ddc"], 0)
+
+
 def fewer_permissions(b: Builder) -> None:
     """A capability with some permissions gone, and perhaps its flags set."""
     cap = b.derive("candperm", b.capability(), b.number(Kind.PERMISSIONS))
@@ -229,13 +234,20 @@ def sealed(b: Builder) -> None:
         return
     name = b.one_of(("cunseal", "ccopytype", "cbuildcap", "csetaddr", "cincoffset", "cgettype", "ctestsubset"))
     if name in ("cunseal", "ctestsubset"):
-        b.derive(name, result, authority)
+        b.derive(name, result, authority if not b.chance(3) else sealing_authority(b))
     elif name in ("ccopytype", "cbuildcap"):
         b.derive(name, b.one_of((*ROOTS, authority)), result)
     elif name == "cgettype":
         b.emit(name, b.target(), result)
     else:
         b.derive(name, result, b.number(Kind.SMALL))
+
+
+def unsealed_by_another(b: Builder) -> None:
+    """A capability sealed with one small object type, and an authority for another one, perhaps the same."""
+    authority = b.at(Kind.OTYPE)
+    result = b.derive("cseal", b.one_of((*ROOTS, b.capability())), authority)
+    b.derive("cunseal", result, b.at(Kind.OTYPE))
 
 
 def tampered(b: Builder, sealed: int) -> None:
@@ -523,7 +535,7 @@ class Profile:
 
 _CAPS: tuple[tuple[int, Recipe], ...] = (
     *((4, short_capability), (4, representability_edge), (2, fewer_permissions), (1, lengths)),
-    *((5, arithmetic), (3, inspection), (1, any_bits), (1, rebuilt)),
+    *((5, arithmetic), (3, inspection), (1, any_bits), (1, rebuilt), (3, root_again)),
 )
 _MEMORY: tuple[tuple[int, Recipe], ...] = (
     *(
@@ -547,7 +559,7 @@ _CONTROL: tuple[tuple[int, Recipe], ...] = (
     *((3, branch), (3, jump), (1, sentry), (1, invoked_pair), (3, handler), (2, special_register)),
     *((3, status), (2, confined_code), (2, bounded_code)),
 )
-_SETTING: tuple[tuple[int, Recipe], ...] = ((2, short_capability), (1, fewer_permissions))
+_SETTING: tuple[tuple[int, Recipe], ...] = ((2, short_capability), (1, fewer_permissions), (2, root_again))
 
 PROFILES: dict[str, Profile] = {
     row.name: row

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from capvisor.campaign.case import Case, Operation
-from capvisor.campaign.unit import Failure, judge
+from capvisor.campaign.unit import STEPPINGS, Failure, judge
 from capvisor.spec.operations import OPERATIONS, OperandKind
 
 LONGEST_S = 8.0
@@ -37,15 +37,21 @@ class Reduction:
         self.best = failure
         self.tried = 0
         self._deadline = time.monotonic() + longest_s
-        self._judge = fails or (lambda case: judge(case, failure.stepping, oracles=failure.kind != "differs"))
+        self._steppings = STEPPINGS if fails is None else (failure.stepping,)
+        self._fails = fails
         self._known: set[tuple[Operation, ...]] = set()
 
     def run(self) -> Failure | None:
-        """The smallest failure found; None where the program doesn't fail on its own."""
-        again = self._judge(self.best.case)
-        if again is None or again.signature != self.best.signature:
+        """The smallest failure found; None where the program doesn't fail on its own, however it is stepped."""
+        found = self.best
+        for stepping in dict.fromkeys((found.stepping, *self._steppings)):
+            self.best = replace(found, stepping=stepping)
+            again = self._judge(found.case)
+            if again is not None and again.signature == found.signature:
+                self.best = replace(again, shard=found.shard, lane=found.lane)
+                break
+        else:
             return None
-        self.best = replace(again, shard=self.best.shard, lane=self.best.lane)
         while time.monotonic() < self._deadline:
             before = self.best.case
             for change in (_shorter, _merged, _bypassed, _registers, _constants):
@@ -53,6 +59,11 @@ class Reduction:
             if self.best.case == before:
                 break
         return self.best
+
+    def _judge(self, case: Case) -> Failure | None:
+        if self._fails is not None:
+            return self._fails(case)
+        return judge(case, self.best.stepping, oracles=self.best.kind != "differs")
 
     def _apply(self, change: Callable[[Case], Iterator[Case]]) -> None:
         """Make changes of one kind as long as one of them is good."""
