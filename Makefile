@@ -1,6 +1,6 @@
 # `make` alone lists the verbs. Each does all the set-up it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check prove matrix times teeth bench docs lock clean
+.PHONY: help install demo test check prove matrix times teeth bugs bench docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,8 @@ install: $(STAMP) ## make .venv with the pinned dependencies and the capvisor co
 demo: $(STAMP) ## run the tutorial and the golden vectors on both implementations
 	$(BIN)/capvisor run programs/tutorial
 	$(BIN)/capvisor fuzz programs/tutorial --lanes 20000
+	$(BIN)/capvisor corpus run
+	$(BIN)/capvisor fuzz --profile caps --programs 60000 --seed 1 --no-history
 	$(BIN)/capvisor conform tests/vectors
 
 test: $(STAMP) ## run all tests
@@ -49,6 +51,10 @@ times: $(STAMP) ## prove every theorem anew, and keep the times for the docs
 teeth: $(STAMP) ## break the code in every way that is listed or found, and see a theorem fall (minutes)
 	$(BIN)/capvisor prove --all --matrix --teeth
 	$(BIN)/capvisor prove --sweep all
+
+bugs: $(STAMP) ## how quickly campaigns find seeded bugs, and how small they make them (minutes)
+	$(BIN)/python -m tests.quality.campaigns
+	$(BIN)/python -m tests.quality.campaigns --engine hypothesis
 
 bench: $(STAMP) ## measure the reference and the fast path
 	$(BIN)/capvisor bench
