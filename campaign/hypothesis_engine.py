@@ -46,10 +46,10 @@ class FalsifiedError(AssertionError):
 
 
 @st.composite
-def shapes(draw: st.DrawFn, fmt: CapabilityFormat, profile: str = "mixed", turn: int = 0) -> Shape:
-    """Shapes of a profile; `turn` says which operation's turn it is to be among them."""
-    rows = rows_of(fmt, PROFILES[profile].groups)
-    return draw_shape(Choices(draw(st.data())), fmt, PROFILES[profile], [rows[turn % len(rows)]])
+def shapes(draw: st.DrawFn, fmt: CapabilityFormat, profile: str = "mixed") -> Shape:
+    """Shapes of a profile, any of its operations among them."""
+    focus = draw(st.sampled_from(rows_of(fmt, PROFILES[profile].groups)))
+    return draw_shape(Choices(draw(st.data())), fmt, PROFILES[profile], [focus])
 
 
 def numbers(choices: Choices, shape: Shape, fmt: CapabilityFormat) -> list[list[int]]:
@@ -79,7 +79,6 @@ class HypothesisEngine:
         self._campaign, self._database = campaign, database
         self._settings = campaign.report.settings
         self._format = FORMATS[self._settings.format]
-        self._examples = 0
 
     def run(self) -> None:
         """Run tests until the campaign is over."""
@@ -115,8 +114,7 @@ class HypothesisEngine:
         )
         @given(st.data())
         def test(data: st.DataObject) -> None:
-            self._examples += not first
-            shape = data.draw(shapes(self._format, self._settings.profile, self._examples))
+            shape = data.draw(shapes(self._format, self._settings.profile))
             chosen = numbers(Choices(data), shape, self._format)
             more = data.draw(st.integers(0, 1 << 16))
             key = repr((shape, chosen, more))

@@ -292,8 +292,11 @@ class Oracles:
         self._numbers = {name: self._number(name).copy() for name in (*_ALL_NUMBERS, "is_reserved")}
         self._tags, self._halves = self._memory.tags[part].copy(), self._memory.halves[part].copy()
         self._held: dict[int, LaneCapability] = {}
+        self._kept: dict[int, LaneCapability] = {}
+        self._kept_special: dict[str, LaneCapability] = {}
         self._step = 0
         self._stored = False
+        self._changes = self._changed_special()
 
     def _number(self, name: str) -> Any:
         machine = self._machine
@@ -323,14 +326,22 @@ class Oracles:
             named += [8 * quarter + place for place in range(8) if mask >> place & 1]
         self._step += 1
         fmt, looked_at = self._machine.format, dict.fromkeys([*named, 7 * self._step % REGISTER_COUNT, 0])
-        self._held = {each: LaneCapability.of(fmt, [array.copy() for array in self._row(each)]) for each in looked_at}
+        self._held = {each: self._keep(fmt, each) for each in looked_at}
         self._memory.log.clear()
+
+    def _keep(self, fmt: CapabilityFormat, register: int) -> LaneCapability:
+        """A copy of what a register holds: the one made before, with what is known of it, if it still holds that."""
+        now, kept = LaneCapability(fmt, self._row(register)), self._kept.get(register)
+        if kept is None or not _alike(now, kept):
+            kept = self._kept[register] = LaneCapability.of(fmt, [array.copy() for array in now.arrays])
+        return kept
 
     def after(self) -> list[Violation]:
         """To be called after a step: the invariants that it broke."""
         machine = self._machine
         cause = machine.cause[self._slice]
         accesses = self._merged(cause)
+        self._changes = self._changed_special()
         self._stored = any(each.is_store for pieces in self._memory.log for each in pieces)
         # Lanes in which it went alike: by cause, and by which accesses were made.
         kinds = cause.astype(np.int64)
@@ -389,11 +400,17 @@ class Oracles:
 
         before_registers = {register: held(register) for register in self._held}
         after_registers = {register: picked(self._row(register)) for register in self._held}
+        for register, before_it in before_registers.items():
+            if _alike(before_it, after_registers[register]):
+                after_registers[register] = before_it
         before_special, after_special = {}, {}
-        changes = self._changed_special() if chosen is None else self._changed_special()[:, chosen]
+        changes = self._changes if chosen is None else self._changes[:, chosen]
         changed: Any = changes.any(axis=1)
         for place, name in enumerate(_SPECIALS):
-            old = LaneCapability.of(fmt, [pick(array[place]) for array in self._special])
+            whole = self._kept_special.get(name)
+            if whole is None:
+                whole = self._kept_special[name] = LaneCapability.of(fmt, [array[place] for array in self._special])
+            old = whole if chosen is None else picked(whole.arrays)
             before_special[name] = old
             after_special[name] = picked(self._row(SPECIAL_ROWS[name])) if changed[place] else old
         trap = None
@@ -450,8 +467,8 @@ class Oracles:
     def _places(self, step: _LaneStep) -> list[Place]:
         """The places that are looked at, as many as the longest of the three lists has."""
         granules = self._tags.shape[1]
-        changed = (each for each in self._held if not _alike(step.before.registers[each], step.after.registers[each]))
-        registers = list(changed) or [0]
+        before, after = step.before.registers, step.after.registers
+        registers = [each for each in self._held if after[each] is not before[each]] or [0]
         places_of_granules: list[Any] = [self._step * 5 % granules]
         places_of_bytes: list[Any] = []
         for access in step.accesses:
@@ -471,8 +488,12 @@ class Oracles:
         """What is now is what was before the next step."""
         part, machine = self._slice, self._machine
         rows = slice(REGISTER_COUNT, REGISTER_COUNT + len(_SPECIALS))
-        for array, now in zip(self._special, (machine.tags, machine.metas, machine.addresses), strict=True):
-            np.copyto(array, now[rows, part])
+        changed: Any = self._changes.any(axis=1)
+        if changed.any():
+            for array, now in zip(self._special, (machine.tags, machine.metas, machine.addresses), strict=True):
+                np.copyto(array, now[rows, part])
+            for name in np.array(_SPECIALS)[changed].tolist():
+                self._kept_special.pop(name, None)
         for name, array in self._numbers.items():
             np.copyto(array, self._number(name))
         if self._stored:

@@ -179,7 +179,29 @@ def _registers(case: Case) -> Iterator[Case]:
         for which, kind in enumerate(OPERATIONS[name].operands):
             if kind.is_register:
                 for lower in range(operands[which]):
+                    if kind.is_destination:
+                        yield _moved(case, place, lower)
                     yield _with_operand(case, place, which, lower)
+
+
+def _moved(case: Case, place: int, register: int) -> Case:
+    """What an operation makes put in another register, and read from there until either is written again."""
+    name, operands = case.operations[place]
+    old, changed = operands[0], [*case.operations[:place], (name, (register, *operands[1:]))]
+    for later, (name, operands) in enumerate(case.operations[place + 1 :], start=place + 1):
+        kinds = OPERATIONS[name].operands
+        changed.append(
+            (
+                name,
+                tuple(
+                    register if kind.is_register and not kind.is_destination and value == old else value
+                    for kind, value in zip(kinds, operands, strict=True)
+                ),
+            )
+        )
+        if kinds and kinds[0].is_destination and operands[0] in (old, register):
+            return case.with_operations((*changed, *case.operations[later + 1 :]))
+    return case.with_operations(tuple(changed))
 
 
 def _renamed(operation: Operation, register: int, other: int) -> Operation:

@@ -205,6 +205,11 @@ class _Group:
     operations: tuple[LaneOperation, ...]
 
     @property
+    def sample(self) -> slice:
+        """The lanes whose behaviours are looked at."""
+        return slice(self.lanes.start, min(self.lanes.stop, self.lanes.start + LANES))
+
+    @property
     def count(self) -> int:
         return self.lanes.stop - self.lanes.start  # type: ignore[no-any-return]
 
@@ -269,7 +274,7 @@ class _Run:
                 oracles.before(*group.at(step))
             for group in self._groups:
                 name, operands = group.at(step)
-                classes.append(coverage.classify(machine, group.lanes, name, operands))
+                classes.append(coverage.classify(machine, group.sample, name, operands))
             try:
                 advance(machine, [(group.lanes, *group.at(step)) for group in self._groups], self._stepping)
             except (ArithmeticError, IndexError, TypeError, ValueError, LookupError) as error:
@@ -307,7 +312,7 @@ class _Run:
             if number:
                 outcome.trapped[name] += count
                 outcome.causes[CAUSES_BY_NUMBER[number].name] += count
-        return coverage.behaviours(name, causes, classes)
+        return coverage.behaviours(name, causes[: len(classes)], classes)
 
     def _compare(self, mirror: Mirror, step: int) -> None:
         mirror.advance(step)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from hypothesis.database import DirectoryBasedExampleDatabase
 from rich.live import Live
 
 from capvisor import __version__
@@ -30,6 +31,7 @@ from capvisor.campaign.schedulers import Here, Scheduler, SchedulerError, schedu
 from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.output import PLAIN_PROGRESS_S, check_writable, console, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
+from capvisor.dsl.profiles import KEPT_EXAMPLES
 from capvisor.files import state_folder
 from capvisor.spec.invariants import INVARIANTS
 
@@ -145,7 +147,9 @@ def _run(request: Request, campaign: Campaign, peer: Peer | None) -> list[str]:
             lines.append(f"never compared, because the peer doesn't report it: {', '.join(never)}")
         return lines
     if request.engine == "hypothesis":
-        HypothesisEngine(campaign).run()
+        # What is found here is tried first by users' own tests too: see dsl.profiles.database.
+        kept = DirectoryBasedExampleDatabase((request.state or state_folder()) / KEPT_EXAMPLES)
+        HypothesisEngine(campaign, kept if request.keep_history else None).run()
     else:
         campaign.run()
     if campaign.report.restarts:
