@@ -17,7 +17,7 @@ from hypothesis.errors import HypothesisException
 from capvisor.campaign.engine import Campaign
 from capvisor.campaign.numbers import Term
 from capvisor.campaign.recipes import PROFILES, Shape, draw_shape, rows_of
-from capvisor.campaign.unit import LaneOperation, Outcome, fill, try_out
+from capvisor.campaign.unit import STEPPINGS, LaneOperation, Outcome, fill, try_out
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 
 EXAMPLE_LANES = 32
@@ -117,14 +117,16 @@ class HypothesisEngine:
             shape = data.draw(shapes(self._format, self._settings.profile))
             chosen = numbers(Choices(data), shape, self._format)
             more = data.draw(st.integers(0, 1 << 16))
-            key = repr((shape, chosen, more))
+            stepping = data.draw(st.sampled_from(STEPPINGS))
+            key = repr((shape, chosen, more, stepping))
             if key in known:
                 first[2:] = [known[key]]
                 raise FalsifiedError
             if is_over() or (first and time.monotonic() > first[1] + SHRINKING_S):
                 return
             operations = fill(shape, np.random.default_rng(more), EXAMPLE_LANES, self._format)
-            outcome = try_out(shape, with_first(operations, shape, chosen), EXAMPLE_LANES, self._format, number)
+            operations = with_first(operations, shape, chosen)
+            outcome = try_out(shape, operations, EXAMPLE_LANES, self._format, number, stepping)
             new = [each for each in outcome.failures if each.signature not in self._campaign.signatures]
             if not new:
                 if not first:

@@ -139,10 +139,17 @@ def perform(work: Work) -> Outcome:
     return outcome
 
 
-def try_out(shape: Shape, operations: list[LaneOperation], lanes: int, fmt: CapabilityFormat, shard: int) -> Outcome:
-    """Execute the programs of one shape, filled with numbers, in lock step on both implementations."""
+def try_out(
+    shape: Shape,
+    operations: list[LaneOperation],
+    lanes: int,
+    fmt: CapabilityFormat,
+    shard: int,
+    stepping: str = STEPPINGS[0],
+) -> Outcome:
+    """Execute the programs of one shape, filled with numbers, on both implementations."""
     outcome = Outcome(shard, (shape,))
-    _Run(Case(fmt.name, ()), [_Group(slice(0, lanes), tuple(operations))], STEPPINGS[0], outcome).run()
+    _Run(Case(fmt.name, ()), [_Group(slice(0, lanes), tuple(operations))], stepping, outcome).run()
     return outcome
 
 
