@@ -23,7 +23,12 @@ USERS_EXAMPLES = Path(".hypothesis") / "examples"
 KEPT_EXAMPLES = "hypothesis"
 """The folder of kept examples, in that of capvisor's state."""
 
-_COMMON: dict[str, Any] = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": False,  # not that of the profile in force, which on many servers is another one
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 PROFILES: dict[str, dict[str, Any]] = {
     "capvisor-dev": _COMMON | {"max_examples": 100, "stateful_step_count": 30},
@@ -37,7 +42,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 def register(folder: Path | None = None) -> None:
     """Make the profiles known to Hypothesis; `folder` is that of kept examples (see `database`)."""
     for name, values in PROFILES.items():
-        kept = None if values.get("derandomize") else database(folder)
+        kept = None if values["derandomize"] else database(folder)
         settings.register_profile(name, **values, database=kept)
 
 

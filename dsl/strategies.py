@@ -10,7 +10,9 @@ language. Their assertions and expectations are arbitrary, so most of them fail 
 
 import copy
 import itertools
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -57,7 +59,8 @@ registers = st.integers(0, REGISTER_COUNT - 1)
 # -- numbers and encodings -------------------------------------------------------------------------------------------------
 
 
-def words(bits: int, near: Sequence[int] = ()) -> st.SearchStrategy[int]:
+@cache
+def words(bits: int, near: tuple[int, ...] = ()) -> st.SearchStrategy[int]:
     """Numbers of `bits` bits: any, and those where rules change.
 
     That is the ends of the range, powers of two and their neighbours, few bits shifted anywhere, and what is close to the
@@ -74,11 +77,12 @@ def words(bits: int, near: Sequence[int] = ()) -> st.SearchStrategy[int]:
         st.integers(0, min(64, mask)).map(lambda distance: mask - distance),
     ]
     if near:
-        close = st.tuples(st.sampled_from(tuple(near)), few)
+        close = st.tuples(st.sampled_from(near), few)
         kinds.insert(1, close.map(lambda parts: parts[0] + parts[1] & mask))
     return st.one_of(kinds)
 
 
+@cache
 @st.composite
 def encodings(draw: st.DrawFn, fmt: CapabilityFormat) -> int:
     """The half of a capability that isn't its address, raw: any bits, or fields at their edges, valid together or not."""
@@ -96,12 +100,14 @@ def encodings(draw: st.DrawFn, fmt: CapabilityFormat) -> int:
     return meta
 
 
+@cache
 def _otypes(fmt: CapabilityFormat) -> st.SearchStrategy[int]:
     """Object types: few ordinary ones, so that they match, the highest, the reserved ones, any."""
     edges = (0, 1, fmt.max_otype, fmt.max_otype + 1, fmt.otype_sentry, fmt.otype_unsealed)
     return st.sampled_from(edges) | st.integers(0, fmt.otype.mask)
 
 
+@cache
 def _exponents(fmt: CapabilityFormat) -> st.SearchStrategy[int]:
     """Exponents that can be stored: any, those about the largest that is needed among them."""
     largest = (1 << fmt.exponent_high_width + fmt.exponent_low_width) - 1
@@ -119,8 +125,9 @@ def _with_exponent(fmt: CapabilityFormat, meta: int, exponent: int) -> int:
 # -- capabilities ----------------------------------------------------------------------------------------------------------
 
 
+@cache
 def capabilities(
-    fmt: CapabilityFormat, *, tagged: bool | None = None, sealed: bool | None = None, near: Sequence[int] = ()
+    fmt: CapabilityFormat, *, tagged: bool | None = None, sealed: bool | None = None, near: tuple[int, ...] = ()
 ) -> st.SearchStrategy[Capability]:
     """Capabilities: tagged ones that are derived from the root, those without their tag, integers, arbitrary bits.
 
@@ -137,16 +144,19 @@ def capabilities(
     return st.one_of(untagged) if tagged is False else st.one_of(*untagged, derived, derived)
 
 
+@cache
 @st.composite
-def _integers(draw: st.DrawFn, fmt: CapabilityFormat, near: Sequence[int]) -> Capability:
+def _integers(draw: st.DrawFn, fmt: CapabilityFormat, near: tuple[int, ...]) -> Capability:
     return capability.null(fmt, draw(words(fmt.address_width, near)))
 
 
+@cache
 @st.composite
 def _without_tag(draw: st.DrawFn, caps: st.SearchStrategy[Capability]) -> Capability:
     return draw(caps).with_tag(False)
 
 
+@cache
 @st.composite
 def _arbitrary(draw: st.DrawFn, fmt: CapabilityFormat, sealed: bool | None) -> Capability:
     """Any bits, untagged."""
@@ -158,8 +168,9 @@ def _arbitrary(draw: st.DrawFn, fmt: CapabilityFormat, sealed: bool | None) -> C
     return Capability(fmt, False, meta, draw(words(fmt.address_width)))
 
 
+@cache
 @st.composite
-def _derived(draw: st.DrawFn, fmt: CapabilityFormat, sealed: bool | None, near: Sequence[int]) -> Capability:
+def _derived(draw: st.DrawFn, fmt: CapabilityFormat, sealed: bool | None, near: tuple[int, ...]) -> Capability:
     """What a few derivations make of the root; one that would lose the tag isn't made."""
     addresses = words(fmt.address_width, near)
     cap = capability.root(fmt, draw(addresses))
@@ -167,18 +178,17 @@ def _derived(draw: st.DrawFn, fmt: CapabilityFormat, sealed: bool | None, near: 
         narrowed, _exact = capability.set_bounds(cap, draw(addresses))
         cap = _kept(narrowed, cap)
         cap = _kept(capability.set_address(cap, cap.base + draw(words(fmt.address_width)) & fmt.address_mask), cap)
-    cap = draw(_pointing(fmt, cap))
-    cap = draw(_limited(fmt, cap))
+    cap = _pointing(draw, fmt, cap)
+    cap = _limited(draw, fmt, cap)
     if sealed is False or (sealed is None and not draw(st.booleans())):
         return cap
-    return draw(_sealed(fmt, cap))
+    return _sealed(draw, fmt, cap)
 
 
 def _kept(derived: Capability, otherwise: Capability) -> Capability:
     return derived if derived.tag else otherwise
 
 
-@st.composite
 def _pointing(draw: st.DrawFn, fmt: CapabilityFormat, cap: Capability) -> Capability:
     """`cap` pointing somewhere else: at an end of its bounds, just outside of them, anywhere that it can."""
     if draw(st.booleans()):
@@ -187,19 +197,18 @@ def _pointing(draw: st.DrawFn, fmt: CapabilityFormat, cap: Capability) -> Capabi
     return _kept(capability.set_address(cap, target), cap)
 
 
-@st.composite
 def _limited(draw: st.DrawFn, fmt: CapabilityFormat, cap: Capability) -> Capability:
     """`cap` with all permissions, without one or two, or with any, and with either flag."""
-    missing = draw(st.one_of(st.just(0), st.sampled_from(_PERMISSIONS), st.tuples(_ONE, _ONE).map(sum), words(16)))
+    missing = draw(_MISSING)
     cap = capability.and_permissions(cap, fmt.permissions_mask & ~missing)
     return capability.set_flags(cap, draw(st.integers(0, 1)))
 
 
 _PERMISSIONS = tuple(int(permission) for permission in Permission)
 _ONE = st.sampled_from(_PERMISSIONS)
+_MISSING = st.one_of(st.just(0), _ONE, st.tuples(_ONE, _ONE).map(sum), words(16))
 
 
-@st.composite
 def _sealed(draw: st.DrawFn, fmt: CapabilityFormat, cap: Capability) -> Capability:
     """`cap` sealed as an entry, or with an ordinary type."""
     if draw(st.booleans()):
@@ -211,20 +220,29 @@ def _sealed(draw: st.DrawFn, fmt: CapabilityFormat, cap: Capability) -> Capabili
 # -- operations ------------------------------------------------------------------------------------------------------------
 
 
-def operations(fmt: CapabilityFormat, groups: Sequence[Group] = tuple(Group)) -> st.SearchStrategy[GuestOperation]:
+@cache
+def operations(fmt: CapabilityFormat, groups: tuple[Group, ...] = tuple(Group)) -> st.SearchStrategy[GuestOperation]:
     """Operations of the table that the format's machine has, each with operands that fit it.
 
     Most operands that are registers are among the first few, which `states` fills.
     """
     rows = [row for row in OPERATIONS.values() if row.group in groups and row.minimum_xlen <= fmt.address_width]
-    return st.sampled_from(rows).flatmap(lambda row: st.tuples(st.just(row.name), operands(row, fmt)))
+    return _operation_of(fmt, tuple(row.name for row in rows))
 
 
+@st.composite
+def _operation_of(draw: st.DrawFn, fmt: CapabilityFormat, names: tuple[str, ...]) -> GuestOperation:
+    name = draw(st.sampled_from(names))
+    return name, draw(operands(OPERATIONS[name], fmt))
+
+
+@cache
 def operands(row: Operation, fmt: CapabilityFormat) -> st.SearchStrategy[tuple[int, ...]]:
     """Operands of one operation: any that it can have, immediates mostly small."""
     return st.tuples(*(_operand_values(kind, fmt) for kind in row.operands))
 
 
+@cache
 def _operand_values(kind: OperandKind, fmt: CapabilityFormat) -> st.SearchStrategy[int]:
     if kind.is_register:
         few = st.integers(0, REGISTERS_IN_USE - 1)
@@ -242,16 +260,13 @@ def _operand_values(kind: OperandKind, fmt: CapabilityFormat) -> st.SearchStrate
     return found
 
 
-def completed_operations(hart: Hart, groups: Sequence[Group] = tuple(Group)) -> st.SearchStrategy[GuestOperation]:
+@st.composite
+def completed_operations(draw: st.DrawFn, hart: Hart, groups: tuple[Group, ...] = tuple(Group)) -> GuestOperation:
     """Operations of which a hart, in the state that it is in, wouldn't refuse most.
 
     One that would be refused gets other registers where with some it wouldn't be; now and then it is left as it is.
     """
-    return operations(hart.format, groups).flatmap(lambda operation: st.deferred(lambda: _accepted(hart, operation)))
-
-
-@st.composite
-def _accepted(draw: st.DrawFn, hart: Hart, operation: GuestOperation) -> GuestOperation:
+    operation = draw(operations(hart.format, groups))
     name, values = operation
     if not is_refused(hart, operation) or draw(st.integers(0, 15)) == 15:
         return operation
@@ -309,14 +324,21 @@ def hart_in_state(
     return hart
 
 
-@st.composite
-def states(draw: st.DrawFn, fmt: CapabilityFormat) -> ObservedHart:
+def states(fmt: CapabilityFormat) -> st.SearchStrategy[ObservedHart]:
     """A reference hart in a state worth attacking, whose steps can be watched (`model.observation.watch`).
 
-    c1 holds one over all of memory; the registers behind it, the special registers and some granules hold capabilities over
-    memory, sealed ones, authorities over their types and whatever else `capabilities` draws. PCC mostly authorises what is
-    at pc.
+    c1 holds a capability over all of memory. In most states the registers behind it, the special registers and some granules
+    hold capabilities over memory, sealed ones, authorities over their types and whatever else `capabilities` draws, and PCC
+    mostly authorises what is at pc. The others are as after reset: a failure is shown with one of these where that suffices.
     """
+    return _state(fmt)
+
+
+@cache
+@st.composite
+def _state(draw: st.DrawFn, fmt: CapabilityFormat) -> ObservedHart:
+    if draw(st.integers(0, 3)) == 0:
+        return hart_in_state(fmt, registers={1: draw(_memory(fmt))})
     held = held_capabilities(fmt)
     mixed = {1: draw(_memory(fmt))} | {register: draw(held) for register in range(2, REGISTERS_IN_USE)}
     if draw(st.booleans()):
@@ -337,15 +359,25 @@ def states(draw: st.DrawFn, fmt: CapabilityFormat) -> ObservedHart:
     return hart_in_state(fmt, registers=mixed, special=special, numbers=numbers, memory=memory)
 
 
+@cache
 def held_capabilities(fmt: CapabilityFormat) -> st.SearchStrategy[Capability]:
     """What a place of a drawn state holds: mostly a capability over some of memory, else anything."""
     size = MEMORY_GRANULES * fmt.capability_bytes
-    over = _over_memory(fmt)
-    return st.one_of(
-        _memory(fmt), over, over, over, _authorities(fmt), capabilities(fmt, near=(MEMORY_BASE, MEMORY_BASE + size, size))
-    )
+    over, whole = _over_memory(fmt), _memory(fmt)
+    anything = capabilities(fmt, near=(MEMORY_BASE, MEMORY_BASE + size, size))
+    # NULL comes first: what has no part in a failure is shown as nothing.
+    choices = (st.just(capability.null(fmt)), whole, over, _authorities(fmt), anything)
+    return _weighted(choices, (1, 2, 4, 1, 2))
 
 
+@st.composite
+def _weighted(draw: st.DrawFn, choices: tuple[st.SearchStrategy[Capability], ...], weights: tuple[int, ...]) -> Capability:
+    """One of several kinds of capabilities, so often as its weight says; `one_of` would count those of unions singly."""
+    chosen = draw(st.integers(0, sum(weights) - 1))
+    return draw(choices[bisect_right(tuple(itertools.accumulate(weights)), chosen)])
+
+
+@cache
 @st.composite
 def _memory(draw: st.DrawFn, fmt: CapabilityFormat) -> Capability:
     """A capability over all of memory, with every permission, pointing at a granule."""
@@ -353,6 +385,7 @@ def _memory(draw: st.DrawFn, fmt: CapabilityFormat) -> Capability:
     return capability.increment_address(cap, draw(st.integers(0, MEMORY_GRANULES - 1)) * fmt.capability_bytes)
 
 
+@cache
 @st.composite
 def _over_memory(draw: st.DrawFn, fmt: CapabilityFormat) -> Capability:
     """A capability over all of memory or some granules of it or less, perhaps beyond its end; now and then sealed."""
@@ -364,17 +397,19 @@ def _over_memory(draw: st.DrawFn, fmt: CapabilityFormat) -> Capability:
         cap, _exact = capability.set_bounds(cap, length)
     if draw(st.booleans()):
         cap = _kept(capability.increment_address(cap, draw(st.integers(-4, 20)) & fmt.address_mask), cap)
-    cap = draw(_limited(fmt, cap))
-    return draw(_sealed(fmt, cap)) if draw(st.integers(0, 7)) == 7 else cap
+    cap = _limited(draw, fmt, cap)
+    return _sealed(draw, fmt, cap) if draw(st.integers(0, 7)) == 7 else cap
 
 
+@cache
 @st.composite
 def _authorities(draw: st.DrawFn, fmt: CapabilityFormat) -> Capability:
     """A capability that points at an object type, few of them, to seal and unseal with."""
     cap, _exact = capability.set_bounds(capability.root(fmt, draw(st.integers(0, 2))), draw(st.integers(0, 2)))
-    return draw(_limited(fmt, cap))
+    return _limited(draw, fmt, cap)
 
 
+@cache
 @st.composite
 def _sealed_pairs(draw: st.DrawFn, fmt: CapabilityFormat) -> dict[int, Capability]:
     """Code and data that are sealed together, in two registers."""
@@ -385,6 +420,7 @@ def _sealed_pairs(draw: st.DrawFn, fmt: CapabilityFormat) -> dict[int, Capabilit
     return {code: capability.seal(entry, authority), data: _kept(capability.seal(held, authority), held)}
 
 
+@cache
 @st.composite
 def _code(draw: st.DrawFn, fmt: CapabilityFormat) -> Capability:
     """A capability for PCC: executable, in either mode, mostly with much in bounds."""
