@@ -4,6 +4,7 @@ Units are done in rounds. What a round's units may build on is what all rounds b
 on the seed and the number of programs alone, not on how many workers there were or which was quicker.
 """
 
+import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from capvisor.spec.formats import FORMATS
 UNITS_PER_ROUND = 16
 CORPUS_SHAPES = 512
 """How many shapes are kept to be changed: the latest that did something new."""
+
+SHAPES_TO_CHANGE = 4
+"""How many of them a unit is given."""
 
 MOSTLY_TRAPS = 0.8
 """The share of refused operations above which a campaign says little."""
@@ -167,9 +171,15 @@ class Campaign:
             unit = next(self._units, None)
             if unit is None:
                 break
-            work = Work(settings.seed, *unit, settings.format, settings.profile, self._corpus, settings.compare)
+            corpus = self._some(unit[0])
+            work = Work(settings.seed, *unit, settings.format, settings.profile, corpus, settings.compare)
             submitted.append((work, self._scheduler.submit(work)))
         return submitted
+
+    def _some(self, shard: int) -> tuple[Shape, ...]:
+        """Some shapes of the corpus for a unit to change: all of them would take longer to send than to use."""
+        count = min(SHAPES_TO_CHANGE, len(self._corpus))
+        return tuple(random.Random(f"{self._settings.seed} {shard}").sample(self._corpus, count))
 
     def merge(self, outcome: Outcome, fails: Fails | None = None) -> list[Shape]:
         """Add a unit's results, failures made small by what says that they fail; the shapes that did something new."""
