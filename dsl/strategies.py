@@ -175,10 +175,7 @@ def _derived(draw: st.DrawFn, fmt: CapabilityFormat, sealed: bool | None, near: 
     addresses = words(fmt.address_width, near)
     cap = capability.root(fmt, draw(addresses))
     for _ in range(draw(st.integers(0, 2))):
-        # A length of its own, or all that there is from the address on.
-        rest = cap.top - cap.address
-        length = rest if rest > 0 and draw(st.integers(0, 7)) == 7 else draw(addresses)
-        narrowed, _exact = capability.set_bounds(cap, length)
+        narrowed, _exact = capability.set_bounds(cap, draw(addresses))
         cap = _kept(narrowed, cap)
         cap = _kept(capability.set_address(cap, cap.base + draw(words(fmt.address_width)) & fmt.address_mask), cap)
     cap = _pointing(draw, fmt, cap)

@@ -74,7 +74,7 @@ class TestCapabilities:
             "sealed with a type": lambda cap: cap.tag and cap.otype <= fmt.max_otype,
             "unsealed": lambda cap: cap.tag and not cap.is_sealed,
             "without a byte": lambda cap: cap.tag and cap.length == 0,
-            "up to the end of the address space": lambda cap: cap.tag and cap.base > 0 and cap.top == highest,
+            "up to the end of the address space": lambda cap: cap.tag and cap.top == highest,
             "pointing below": lambda cap: cap.tag and cap.address < cap.base,
             "pointing above": lambda cap: cap.tag and cap.address >= cap.top,
             "without an internal exponent": lambda cap: cap.tag and 0 < cap.length < 1 << fmt.mantissa_width - 2,
@@ -206,7 +206,6 @@ class TestStates:
     def test_most_operations_for_a_state_are_completed(self, fmt) -> None:
         counts = {False: 0, True: 0}
 
-        @settings(max_examples=300)
         @given(st.data())
         def test(data) -> None:
             hart = data.draw(states(fmt).filter(lambda hart: not is_refused(hart, ("fence", ()))))
@@ -215,7 +214,7 @@ class TestStates:
             counts[step.trap is None] += 1
 
         test()
-        assert counts[True] > 2 * counts[False] and counts[True] > 100
+        assert counts[True] > 2 * counts[False] > 0
 
 
 def failing(body: str, *decorators: str) -> str:
