@@ -23,7 +23,10 @@ class MyMachine:
             fmt,
             registers={number: hart.capability(number) for number in range(32)},
             special={name: getattr(hart, name) for name in ("pcc", "ddc", "mtcc", "mtdc", "mscratchc", "mepcc")},
-            numbers={name: getattr(hart, name) for name in ("pc", "mstatus", "mscratch", "is_reserved", "reservation")},
+            numbers={
+                name: getattr(hart, name)
+                for name in ("pc", "mstatus", "mscratch", "mcause", "mtval", "is_reserved", "reservation")
+            },
             memory={index: capability.from_memory(fmt, *granule) for index, granule in hart_granules(hart).items()},
         )
 
