@@ -219,12 +219,13 @@ class TestStates:
 
 def failing(body: str, *decorators: str) -> str:
     lines = (
-        "from hypothesis import Phase, given, reproduce_failure, settings",
+        "from hypothesis import HealthCheck, Phase, given, reproduce_failure, settings",
         "from capvisor.dsl.strategies import capabilities, operations, states",
         "from capvisor.model import capability",
         "from capvisor.spec.formats import CC64, CC128",
         *decorators,
-        "@settings(print_blob=True, database=None, derandomize=True, deadline=None, phases=[Phase.generate])",
+        "@settings(print_blob=True, database=None, derandomize=True, deadline=None, phases=[Phase.generate],",
+        "    report_multiple_bugs=False, suppress_health_check=list(HealthCheck))",
         "@given(hart=states(CC128), operation=operations(CC64), cap=capabilities(CC128, tagged=True))",
         "def test_something(hart, operation, cap):",
         f"    {body}",
