@@ -21,16 +21,16 @@ from capvisor.model.machine import Hart, Trap
 from capvisor.spec.encodings import encodings
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 from capvisor.spec.operations import OPERATIONS
-from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_REGISTERS
+from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_REGISTERS, STATE_NUMBERS
 from capvisor.spec.traps import CAUSES_BY_NAME
 
-PROTOCOL, VERSION = "capvisor-peer", 1
+PROTOCOL, VERSION = "capvisor-peer", 2
 
 PARTS = ("trap", "pc", "csrs", "registers", "special", "memory")
 """What a peer can report; a difference is looked for in this order."""
 
-CSRS = ("mstatus", "mscratch", "mcause", "mtval")
-"""The CSRs that are state of their own: mtvec and mepc are the addresses of MTCC and MEPCC."""
+CSRS = STATE_NUMBERS
+"""The mode, and the CSRs that are state of their own: mtvec and mepc are the addresses of MTCC and MEPCC."""
 
 _REGISTERS = tuple(f"c{number}" for number in range(REGISTER_COUNT))
 _HEXADECIMAL = re.compile("0x[0-9a-fA-F]{1,16}")

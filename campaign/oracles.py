@@ -19,7 +19,7 @@ from capvisor.fastpath.workspace import Flags, Words, Workspace
 from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.invariants import INVARIANTS, Place
 from capvisor.spec.operations import OPERATIONS, OperandKind, Operation
-from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_REGISTERS
+from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_REGISTERS, STATUS_REGISTERS
 from capvisor.spec.traps import CAUSES_BY_NUMBER, TrapCause
 
 # -- accesses --------------------------------------------------------------------------------------------------------------
@@ -459,9 +459,9 @@ class Oracles:
                     name for name, each in SPECIAL_REGISTERS.items() if each.number == value and each.needs_system_access
                 }
             if kind is OperandKind.STATUS_REGISTER:
-                touched.add("csr")
-        if row.name == "mret":
-            touched.add("mepcc")
+                touched |= {each.part_of or each.name for each in STATUS_REGISTERS.values() if each.number == value}
+        if row.name in ("mret", "sret"):
+            touched |= {"mstatus", "mepcc" if row.name == "mret" else "sepcc"}
         return frozenset(touched)
 
     def _places(self, step: _LaneStep) -> list[Place]:

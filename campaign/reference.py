@@ -18,7 +18,7 @@ from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart
 from capvisor.model.memory import Granule, Memory, SparseStore
-from capvisor.spec.registers import MSTATUS_MPP, REGISTER_COUNT, SPECIAL_REGISTERS
+from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_REGISTERS, Privilege
 
 assert _kernels and _rules
 
@@ -116,7 +116,7 @@ class Mirror:
         self.granule_tags = np.zeros((lanes, granules), np.bool_)
         self.halves = np.zeros((lanes, granules, 2), np.uint64)
         self.numbers = {name: np.zeros(lanes, np.uint64) for name in NUMBERS}
-        self.numbers["mstatus"].fill(MSTATUS_MPP)
+        self.numbers["privilege"].fill(Privilege.MACHINE)
         self.is_reserved = np.zeros(lanes, np.bool_)
         self.pc = np.zeros(lanes, np.uint64)
         for row in [*case.roots, *(SPECIAL_ROWS[name] for name, each in SPECIAL_REGISTERS.items() if each.resets_to_root)]:

@@ -149,6 +149,9 @@ class _Writer:
         if self._once_in(50):
             self._invoke()
             return
+        if self._once_in(100):
+            self._run_out_of_bounds()
+            return
         row = self._operation()
         base = row.operands[-1] if row.group in (Group.LOAD, Group.STORE, Group.ATOMIC) else None
         if base is OperandKind.INTEGER_SOURCE_1 and not self._once_in(3):
@@ -202,6 +205,15 @@ class _Writer:
         low, high = kind.immediate_range(self.xlen)
         number = self._choice([each for each in _IMMEDIATES if low <= each <= high])
         return number - number % kind.alignment
+
+    def _run_out_of_bounds(self) -> None:
+        """A jump to code of two instructions, and one more."""
+        code = self._choice((5, 6))
+        self._do("cspecialrw", code, SPECIAL_NUMBERS["pcc"], 0)
+        self._do("csetboundsimm", code, code, 8)
+        if self._do("jalr.cap", _LAST, code):
+            for _ in range(3):
+                self._do("addi", _SECOND, 0, 1)
 
     def _invoke(self) -> None:
         """A sealed pair of code and data, made for CInvoke."""

@@ -7,14 +7,13 @@ implementation against the reference, or add rules and invariants of its own.
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from capvisor.dsl import syntax
 from capvisor.dsl.printer import print_instruction
-from capvisor.dsl.states import differences, hart_granules
+from capvisor.dsl.states import differences, machine_in_state
 from capvisor.dsl.strategies import (
     REGISTERS_IN_USE,
     GuestOperation,
@@ -24,7 +23,6 @@ from capvisor.dsl.strategies import (
     states,
 )
 from capvisor.fastpath import isa as _kernels  # declares the kernels
-from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
 from capvisor.model import capability
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart, Trap
@@ -69,24 +67,6 @@ class FastPath:
                 f"outcome: reference {wanted}, fast path {f'cause {cause:#x} with {value:#x}' if cause else 'completed'}"
             )
         return found
-
-
-def machine_in_state(hart: Hart) -> BatchMachine:
-    """A batch machine of one lane in the state of a hart."""
-    memory = hart.memory
-    machine = BatchMachine(hart.format, memory.base, memory.size_bytes, 1)
-    held = {number: hart.capability(number) for number in range(REGISTER_COUNT)}
-    held |= {row: getattr(hart, name) for name, row in SPECIAL_ROWS.items()}
-    for row, cap in held.items():
-        machine.tags[row], machine.metas[row], machine.addresses[row] = cap.tag, cap.meta, cap.address
-    machine.pc[:], machine.is_reserved[:] = hart.pc, hart.is_reserved
-    for name in NUMBERS:
-        machine.numbers[name][:] = getattr(hart, name)
-    for index, granule in hart_granules(hart).items():
-        machine.memory.tags[0, index] = granule.tag
-        machine.memory.halves[0, index] = granule.lower, granule.upper
-    machine.pcc_changed(np.arange(1))
-    return machine
 
 
 def _drawn(*groups: Group) -> st.SearchStrategy[GuestOperation]:

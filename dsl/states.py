@@ -63,6 +63,24 @@ def _granule(machine: BatchMachine, lane: int, index: int) -> Granule:
     return Granule(bool(machine.memory.tags[lane, index]), upper, lower)
 
 
+def machine_in_state(hart: Hart) -> BatchMachine:
+    """A batch machine of one lane in the state of a hart."""
+    memory = hart.memory
+    machine = BatchMachine(hart.format, memory.base, memory.size_bytes, 1)
+    held = {number: hart.capability(number) for number in range(REGISTER_COUNT)}
+    held |= {row: getattr(hart, name) for name, row in SPECIAL_ROWS.items()}
+    for row, cap in held.items():
+        machine.tags[row], machine.metas[row], machine.addresses[row] = cap.tag, cap.meta, cap.address
+    machine.pc[:], machine.is_reserved[:] = hart.pc, hart.is_reserved
+    for name in NUMBERS:
+        machine.numbers[name][:] = getattr(hart, name)
+    for index, granule in hart_granules(hart).items():
+        machine.memory.tags[0, index] = granule.tag
+        machine.memory.halves[0, index] = granule.lower, granule.upper
+    machine.pcc_changed(np.arange(1))
+    return machine
+
+
 def hart_granules(hart: Hart) -> dict[int, Granule]:
     """The granules of a hart's memory that were ever written, by index."""
     store = hart.memory.store

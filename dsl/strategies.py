@@ -30,7 +30,7 @@ from capvisor.model.memory import EMPTY, Granule, Memory
 from capvisor.model.observation import NUMBERS, SPECIAL, ObservedHart, ObservedMemory
 from capvisor.spec.formats import FORMATS, CapabilityFormat, Field, Permission
 from capvisor.spec.operations import OPERATIONS, Group, OperandKind, Operation
-from capvisor.spec.registers import MSTATUS_MIE, MSTATUS_MPIE, MSTATUS_MPP, REGISTER_COUNT
+from capvisor.spec.registers import MPP_SHIFT, MSTATUS_FIELDS, MSTATUS_MPP, REGISTER_COUNT, SPECIAL_REGISTERS, Privilege
 
 assert _rules
 
@@ -344,14 +344,17 @@ def _state(draw: st.DrawFn, fmt: CapabilityFormat) -> ObservedHart:
     if draw(st.booleans()):
         mixed |= draw(_sealed_pairs(fmt))
     code = _code(fmt)
-    special = {name: draw(held) for name in ("mtdc", "mscratchc", "mepcc")}
+    special = {name: draw(held) for name in SPECIAL_REGISTERS if name not in ("pcc", "ddc", "mtcc")}
     special |= {name: draw(st.one_of(code, code, code, held)) for name in ("pcc", "mtcc")}
     special["ddc"] = draw(st.one_of(st.just(capability.root(fmt)), _memory(fmt), held))
     pcc = special["pcc"]
     numbers = {
         "pc": draw(st.one_of(st.just(pcc.address), st.just(pcc.base), words(fmt.address_width))) & fmt.address_mask - 1,
-        "mstatus": MSTATUS_MPP | draw(st.sampled_from((0, MSTATUS_MIE, MSTATUS_MPIE, MSTATUS_MIE | MSTATUS_MPIE))),
+        "privilege": draw(st.sampled_from((Privilege.MACHINE, Privilege.MACHINE, *Privilege))),
+        "mstatus": draw(st.integers(0, MSTATUS_FIELDS)) & MSTATUS_FIELDS & ~MSTATUS_MPP
+        | draw(st.sampled_from(Privilege)) << MPP_SHIFT,
         "mscratch": draw(words(fmt.address_width)),
+        "sscratch": draw(words(fmt.address_width)),
         "is_reserved": draw(st.booleans()),
         "reservation": mixed[draw(st.integers(1, REGISTERS_IN_USE - 1))].address,
     }

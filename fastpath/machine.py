@@ -21,12 +21,15 @@ from capvisor.spec.encodings import decode
 from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.operations import OPERATIONS, Group, Mode, OperandKind
 from capvisor.spec.registers import (
+    MPP_SHIFT,
     MSTATUS_MIE,
     MSTATUS_MPIE,
     MSTATUS_MPP,
     PCC_INDEX,
     REGISTER_COUNT,
     SPECIAL_REGISTERS,
+    STATE_NUMBERS,
+    Privilege,
 )
 from capvisor.spec.traps import CAUSES_BY_NAME, CHERI_EXCEPTION, OTHER_CAUSE
 
@@ -41,17 +44,18 @@ Register = int | Indices
 SPECIAL_ROWS = {name: REGISTER_COUNT + place for place, name in enumerate(sorted(SPECIAL_REGISTERS))}
 """The rows of the special capability registers in the register arrays, behind c0 to c31."""
 
-DDC, PCC, MTCC, MEPCC = (SPECIAL_ROWS[name] for name in ("ddc", "pcc", "mtcc", "mepcc"))
+DDC, PCC, MTCC, MEPCC, SEPCC = (SPECIAL_ROWS[name] for name in ("ddc", "pcc", "mtcc", "mepcc", "sepcc"))
 _SINK = REGISTER_COUNT + len(SPECIAL_ROWS)
 """The row that takes writes to c0."""
 
 ROWS = _SINK + 1
-NUMBERS = ("mstatus", "mscratch", "mcause", "mtval", "reservation")
+NUMBERS = (*STATE_NUMBERS, "reservation")
 """The numbers of a hart's state beside pc, uint64 each; `is_reserved` is a truth value."""
 
-CHANGE_PCC = ("cjalr", "jalr.cap", "cinvoke", "mret")
+CHANGE_PCC = ("cjalr", "jalr.cap", "cinvoke", "mret", "sret")
 """The operations that install another PCC."""
 
+_KEPT_BY_TRAPS = 0xFFFF_FFFF_FFFF_FFFF & ~(MSTATUS_MIE | MSTATUS_MPIE | MSTATUS_MPP)
 INSTRUCTION_BYTES, PARCEL_BYTES = 4, 2
 _SHAPING = (OperandKind.SPECIAL_REGISTER, OperandKind.STATUS_REGISTER, OperandKind.QUARTER, OperandKind.MASK)
 """Operands that decide what a kernel does: lanes are together only where these are equal."""
@@ -314,7 +318,7 @@ class BatchMachine:
                 self.tags[row], self.metas[row] = True, fmt.root_meta
         self.pc, self.next_pc = np.zeros(lanes, np.uint64), np.zeros(lanes, np.uint64)
         self.numbers: dict[str, Words] = {name: np.zeros(lanes, np.uint64) for name in NUMBERS}
-        self.numbers["mstatus"].fill(MSTATUS_MPP)
+        self.numbers["privilege"].fill(Privilege.MACHINE)
         self.is_reserved: Flags = np.zeros(lanes, np.bool_)
         self.cause: Causes = np.zeros(lanes, np.uint8)
         self.trap_value = np.zeros(lanes, np.uint64)
@@ -524,7 +528,7 @@ class BatchMachine:
 
 def may_jump(name: str) -> bool:
     """Whether an operation may set the next pc."""
-    return OPERATIONS[name].group is Group.CONTROL or name == "mret"
+    return OPERATIONS[name].group is Group.CONTROL or name in ("mret", "sret")
 
 
 # -- what every step does, as kernels --------------------------------------------------------------------------------------
@@ -580,9 +584,10 @@ def check_fetch(pc: Words, window: Window, ws: Workspace, cause: Causes) -> None
 
 
 def enter_trap(block: Block) -> None:
-    """Go to the handler, for what `cause` and `trap_value` say."""
+    """Go to the handler, in machine mode, for what `cause` and `trap_value` say."""
     fmt, ws = block.format, block.ws
-    mcause, status, pcc, mepcc = block.number("mcause"), block.number("mstatus"), block.special(PCC), block.special(MEPCC)
+    mcause, status, privilege = block.number("mcause"), block.number("mstatus"), block.number("privilege")
+    pcc, mepcc = block.special(PCC), block.special(MEPCC)
     by_capability, previous = ws.isa_flags[0], ws.isa[0]
     # A cause's number is a capability's cause, or 32 and the exception's code.
     np.copyto(mcause, block.cause)
@@ -590,9 +595,14 @@ def enter_trap(block: Block) -> None:
     np.less(block.cause, OTHER_CAUSE, out=by_capability)
     np.copyto(mcause, CHERI_EXCEPTION, where=by_capability)
     np.copyto(block.number("mtval"), block.trap_value)
+    # MPIE becomes MIE, which becomes 0; MPP becomes the mode.
     np.bitwise_and(status, MSTATUS_MIE, out=previous)
     np.multiply(previous, MSTATUS_MPIE // MSTATUS_MIE, out=previous)
-    np.bitwise_or(previous, MSTATUS_MPP, out=status)
+    np.bitwise_and(status, _KEPT_BY_TRAPS, out=status)
+    np.bitwise_or(status, previous, out=status)
+    np.left_shift(privilege, MPP_SHIFT, out=previous)
+    np.bitwise_or(status, previous, out=status)
+    privilege.fill(Privilege.MACHINE)
     block.is_reserved.fill(False)
     pcc_at(fmt, pcc, block.pc, ws, mepcc.tag)
     np.copyto(mepcc.meta, pcc.meta)

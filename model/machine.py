@@ -1,8 +1,8 @@
 """The guest machine: a CHERI-RISC-V hart into which operations are injected one at a time.
 
 State: 32 merged registers with c0 hardwired to NULL, PCC and the program counter, the special capability registers, the
-CSRs of traps, an address reservation and tagged memory. A refused operation changes nothing but the trap state: PCC goes
-to the handler, and injection goes on.
+CSRs of traps, the mode (machine, supervisor or user), an address reservation and tagged memory. A refused operation changes
+nothing but the trap state: PCC goes to the handler, in machine mode, and injection goes on.
 """
 
 import functools
@@ -16,7 +16,15 @@ from capvisor.model.memory import Memory
 from capvisor.spec.encodings import decode
 from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.operations import OPERATIONS, Mode
-from capvisor.spec.registers import MSTATUS_MIE, MSTATUS_MPIE, MSTATUS_MPP, PCC_INDEX, REGISTER_COUNT
+from capvisor.spec.registers import (
+    MPP_SHIFT,
+    MSTATUS_MIE,
+    MSTATUS_MPIE,
+    MSTATUS_MPP,
+    PCC_INDEX,
+    REGISTER_COUNT,
+    Privilege,
+)
 from capvisor.spec.traps import CAUSES_BY_NAME, TrapCause
 
 Register = int
@@ -85,7 +93,8 @@ class RegisterFile(Protocol):
 
 
 class Hart:
-    """One hart and its memory, reset to: all registers NULL; PCC, DDC, MTCC and MEPCC the root capability.
+    """One hart and its memory, reset to: machine mode; all registers NULL; PCC, DDC, MTCC, MEPCC, STCC and
+    SEPCC the root capability.
 
     The program counter `pc` is kept beside PCC as in the Sail model (sail-cheri-riscv, cheri_pc_access.sail): PCC's own
     address is the one at which it was installed. A rule may set `next_pc` and `next_pcc`.
@@ -101,7 +110,13 @@ class Hart:
         self.mtdc: Capability = capability.null(self.format)
         self.mscratchc: Capability = capability.null(self.format)
         self.mepcc: Capability = capability.root(self.format)
-        self.mstatus, self.mscratch, self.mcause, self.mtval = MSTATUS_MPP, 0, 0, 0
+        self.stcc: Capability = capability.root(self.format)
+        self.stdc: Capability = capability.null(self.format)
+        self.sscratchc: Capability = capability.null(self.format)
+        self.sepcc: Capability = capability.root(self.format)
+        self.privilege: int = Privilege.MACHINE
+        self.mstatus, self.mscratch, self.mcause, self.mtval = 0, 0, 0, 0
+        self.sscratch, self.scause, self.stval = 0, 0, 0
         self.is_reserved, self.reservation = False, 0
         self.next_pc, self.next_pcc = self.pc, self.pcc
         self._authorised: Capability | None = None
@@ -149,6 +164,11 @@ class Hart:
         unmoved = not_(self.pcc.is_sealed) | (self.pcc.address == address)
         return Capability(self.format, self.pcc.tag & kept & unmoved, self.pcc.meta, address)
 
+    def check_privilege(self, least: Privilege) -> None:
+        """The hart must be in a mode that has at least that privilege; else the instruction is illegal."""
+        if self.privilege < least:
+            raise Trap("IllegalInstruction", address=0)
+
     def check_system_access(self, register: Register = PCC_INDEX) -> None:
         """PCC must permit access to system registers; the trap names the register that was asked for."""
         if not_(self.pcc.permits(Permission.ACCESS_SYSTEM_REGISTERS)):
@@ -175,10 +195,11 @@ class Hart:
         self._authorised, self._window = self.pcc, self.pcc.bounds
 
     def enter_trap(self, trap: Trap) -> None:
-        """Go to the handler. Source: trap_handler of the Sail model, with cheri_sys_exceptions.sail."""
+        """Go to the handler, in machine mode. Source: trap_handler of the Sail model, with cheri_sys_exceptions.sail."""
         self.mcause, self.mtval = trap.cause.mcause, trap.value
-        enabled = self.mstatus & MSTATUS_MIE != 0
-        self.mstatus = MSTATUS_MPP | select(enabled, MSTATUS_MPIE, 0)
+        enabled, kept = self.mstatus & MSTATUS_MIE != 0, self.mstatus & ~(MSTATUS_MIE | MSTATUS_MPIE | MSTATUS_MPP)
+        self.mstatus = kept | select(enabled, MSTATUS_MPIE, 0) | self.privilege << MPP_SHIFT
+        self.privilege = Privilege.MACHINE
         self.is_reserved = False
         self.mepcc = self.pcc_at(self.pc)
         self.pcc, self.pc = self.mtcc, self.mtcc.address & self.format.address_mask - 3

@@ -14,14 +14,15 @@ from capvisor.model.machine import Hart, RegisterFile, Trap
 from capvisor.model.memory import Granule, GranuleStore, Memory
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.operations import OPERATIONS, OperandKind, Operation
+from capvisor.spec.registers import SPECIAL_REGISTERS, STATE_NUMBERS, SYSTEM_REGISTERS
 
-SPECIAL = ("pcc", "ddc", "mtcc", "mtdc", "mscratchc", "mepcc")
+SPECIAL = tuple(SPECIAL_REGISTERS)
 """The special capability registers, as the hart's attributes."""
 
-NUMBERS = ("pc", "mstatus", "mscratch", "mcause", "mtval", "is_reserved", "reservation")
+NUMBERS = ("pc", *STATE_NUMBERS, "is_reserved", "reservation")
 """The numbers of a hart's state, as its attributes."""
 
-_SYSTEM = {"mtcc", "mtdc", "mscratchc", "mepcc", "mstatus", "mscratch", "mcause", "mtval"}
+_SYSTEM = frozenset(SYSTEM_REGISTERS)
 
 
 class MemoryAccess(NamedTuple):

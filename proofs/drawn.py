@@ -3,10 +3,7 @@
 import random
 from collections.abc import Iterator
 
-import numpy as np
-
-from capvisor.dsl.states import differences, hart_granules
-from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
+from capvisor.dsl.states import differences, machine_in_state
 from capvisor.model import capability
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart
@@ -16,7 +13,7 @@ from capvisor.proofs.theorem import Given, Obligation
 from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.invariants import Place
 from capvisor.spec.operations import OPERATIONS, OperandKind
-from capvisor.spec.registers import REGISTER_COUNT
+from capvisor.spec.registers import MPP_SHIFT, SPECIAL_REGISTERS, Privilege
 
 DRAWS = 400
 """How many drawn inputs a theorem gets before the solver is asked."""
@@ -117,12 +114,14 @@ class State:
             hart.write(register, self._capability())
         if self._together and draw.random() < 0.3:
             self._seal_pair(hart)
-        for name in ("ddc", "mtcc", "mtdc", "mscratchc", "mepcc"):
+        for name in (each for each in SPECIAL_REGISTERS if each != "pcc"):
             setattr(hart, name, self._capability())
         hart.pcc = capability.root(fmt) if draw.random() < 0.5 else self._capability()
         if draw.random() < 0.5:
             hart.pc = hart.pcc.address & fmt.address_mask - 1
-        hart.mstatus, hart.mscratch = draw.getrandbits(13), draw.getrandbits(fmt.address_width)
+        hart.mstatus = draw.getrandbits(MPP_SHIFT) | draw.choice(tuple(Privilege)) << MPP_SHIFT
+        hart.privilege = draw.choice((*Privilege, Privilege.MACHINE, Privilege.MACHINE))
+        hart.mscratch, hart.sscratch = draw.getrandbits(fmt.address_width), draw.getrandbits(fmt.address_width)
         hart.is_reserved, hart.reservation = draw.random() < 0.7, hart.integer(draw.randrange(1, _REGISTERS))
         for index in range(MEMORY_GRANULES):
             if draw.random() < 0.5:
@@ -198,7 +197,7 @@ class State:
 
 def differs_on_fast_path(hart: Hart, name: str, operands: tuple[int, ...]) -> tuple[bool, list[str]]:
     """Execute one operation on a hart and on a lane that starts in its state: is it completed, and what differs then."""
-    lane = lane_of(hart)
+    lane = machine_in_state(hart)
     trap = hart.step(name, operands)
     lane.step(name, operands)
     found = differences(hart, lane, 0, whole_memory=True)
@@ -207,23 +206,3 @@ def differs_on_fast_path(hart: Hart, name: str, operands: tuple[int, ...]) -> tu
     if number != expected or (trap is not None and trap_value != trap.value):
         found.append(f"cause: reference {expected}, fast path {number}")
     return trap is None, found
-
-
-def lane_of(hart: Hart) -> BatchMachine:
-    """A batch machine of one lane in the state of a hart."""
-    memory = hart.memory
-    machine = BatchMachine(hart.format, memory.base, memory.size_bytes, 1)
-    caps = {
-        **{n: hart.capability(n) for n in range(REGISTER_COUNT)},
-        **{r: getattr(hart, n) for n, r in SPECIAL_ROWS.items()},
-    }
-    for row, cap in caps.items():
-        machine.tags[row], machine.metas[row], machine.addresses[row] = cap.tag, cap.meta, cap.address
-    machine.pc[:], machine.is_reserved[:] = hart.pc, hart.is_reserved
-    for each in NUMBERS:
-        machine.numbers[each][:] = getattr(hart, each)
-    for index, granule in hart_granules(hart).items():
-        machine.memory.tags[0, index] = granule.tag
-        machine.memory.halves[0, index] = granule.lower, granule.upper
-    machine.pcc_changed(np.arange(1))
-    return machine

@@ -47,6 +47,7 @@ from capvisor.proofs.symarray import SymArray, lane, put, value
 from capvisor.proofs.symbolic import Unfaithful
 from capvisor.proofs.theorem import THEOREMS, Given, implies
 from capvisor.spec.formats import CapabilityFormat
+from capvisor.spec.invariants import has_modes
 from capvisor.spec.operations import OPERATIONS, OperandKind
 from capvisor.spec.registers import PCC_INDEX, REGISTER_COUNT, STATUS_NUMBERS
 from capvisor.spec.traps import CAUSES
@@ -317,6 +318,7 @@ def any_pair(fmt: CapabilityFormat, given: Given) -> tuple[Hart, OneLane, Run]:
         setattr(hart, name, any_capability(fmt, given, name))
     for name in NUMBERS:
         setattr(hart, name, given.word(name, width))
+    given.assume(has_modes(vars(hart)))
     hart.is_reserved = given.flag("is_reserved")
     run = Run(hart.pc, contracts=True)
     return hart, OneLane(hart, run), run

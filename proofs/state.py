@@ -19,8 +19,9 @@ from capvisor.proofs.memory import ArrayStore
 from capvisor.proofs.symbolic import SymBool, SymInt, as_int, term_of
 from capvisor.proofs.theorem import Given, implies
 from capvisor.spec.formats import CapabilityFormat
-from capvisor.spec.invariants import Place
+from capvisor.spec.invariants import Place, has_modes
 from capvisor.spec.operations import OPERATIONS, OperandKind
+from capvisor.spec.registers import SPECIAL_REGISTERS, STATE_NUMBERS
 
 _NUMBER_BITS = 5
 
@@ -96,15 +97,15 @@ def any_capability(fmt: CapabilityFormat, given: Given, name: str) -> Capability
 
 
 def any_hart(fmt: CapabilityFormat, given: Given) -> ObservedHart:
-    """Any state of a hart; pc is even, as every step leaves it."""
+    """Any state of a hart; pc is even, and the mode one that there is, as every step leaves them."""
     width = fmt.address_width
     hart = ObservedHart(any_memory(fmt, given), given.word("pc", width), ArrayRegisters(fmt, given))
     given.assume(hart.pc & 1 == 0)
-    hart.pcc, hart.ddc = any_capability(fmt, given, "pcc"), any_capability(fmt, given, "ddc")
-    hart.mtcc, hart.mtdc = any_capability(fmt, given, "mtcc"), any_capability(fmt, given, "mtdc")
-    hart.mscratchc, hart.mepcc = any_capability(fmt, given, "mscratchc"), any_capability(fmt, given, "mepcc")
-    hart.mstatus, hart.mscratch = given.word("mstatus", width), given.word("mscratch", width)
-    hart.mcause, hart.mtval = given.word("mcause", width), given.word("mtval", width)
+    for name in SPECIAL_REGISTERS:
+        setattr(hart, name, any_capability(fmt, given, name))
+    for name in STATE_NUMBERS:
+        setattr(hart, name, given.word(name, 2 if name == "privilege" else width))
+    given.assume(has_modes({name: vars(hart)[name] for name in STATE_NUMBERS}))
     hart.is_reserved, hart.reservation = given.flag("is_reserved"), given.word("reservation", width)
     return hart
 

@@ -151,7 +151,7 @@ ORDERING_BIT = 25
 """The lower of the two bits, rl and aq, that say how an atomic instruction is ordered among others."""
 
 _FENCE_SETS, _ORDERING = 0xFFF_F_8_F80, 3 << ORDERING_BIT
-"""The bits that say what is ordered: of FENCE all but opcode and funct3, of atomics aq and rl."""
+"""The bits that say what is ordered: of FENCE and FENCE.I all but opcode and funct3, of atomics aq and rl."""
 
 # By operation: opcode, funct3, and what stands above the operands: (lowest bit, value).
 _Fixed = tuple[int, int, tuple[tuple[int, int], ...]]
@@ -286,7 +286,9 @@ def _fixed(xlen: int) -> dict[str, _Fixed]:
         "ecall": (_SYSTEM, 0, ((20, 0x000),)),
         "ebreak": (_SYSTEM, 0, ((20, 0x001),)),
         "mret": (_SYSTEM, 0, ((20, 0x302),)),
+        "sret": (_SYSTEM, 0, ((20, 0x102),)),
         "fence": (_FENCE, 0, ((20, 0x0FF),)),
+        "fence.i": (_FENCE, 1, ()),
         "addi": (_IMMEDIATE, 0, ()),
         "slti": (_IMMEDIATE, 2, ()),
         "sltiu": (_IMMEDIATE, 3, ()),
@@ -333,7 +335,7 @@ def encodings(xlen: int) -> dict[str, Encoding]:
     for name, (opcode, funct3, above) in _fixed(xlen).items():
         places = _places(name, xlen)
         mask = WORD_MASK & ~sum(place.mask for place in places)
-        mask &= ~(_ORDERING if OPERATIONS[name].has_ordering else _FENCE_SETS if name == "fence" else 0)
+        mask &= ~(_ORDERING if OPERATIONS[name].has_ordering else _FENCE_SETS if name in ("fence", "fence.i") else 0)
         fixed = opcode | funct3 << 12 | sum(value << low for low, value in above)
         rows[name] = Encoding(name, fixed, mask, places)
     return rows

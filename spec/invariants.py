@@ -11,10 +11,22 @@ from typing import Any, NamedTuple
 
 from capvisor.spec.formats import Permission
 from capvisor.spec.operations import Group, OperandKind
-from capvisor.spec.registers import MSTATUS_MIE, MSTATUS_MPIE, MSTATUS_MPP
+from capvisor.spec.registers import (
+    MPP_SHIFT,
+    MSTATUS_MIE,
+    MSTATUS_MPIE,
+    MSTATUS_MPP,
+    SPECIAL_REGISTERS,
+    SSTATUS_FIELDS,
+    STATE_NUMBERS,
+    SYSTEM_REGISTERS,
+    Privilege,
+)
 
 Step = Any
 """A watched step: `model.observation.Step`."""
+
+_TRAP_REGISTERS = tuple(name for name, row in SPECIAL_REGISTERS.items() if row.needs_system_access)
 
 Cap = Any
 """A capability: `model.capability.Capability`."""
@@ -92,11 +104,16 @@ def has_system_access(step: Step) -> Any:
     return step.before.special["pcc"].permits(Permission.ACCESS_SYSTEM_REGISTERS)
 
 
+def may_access(step: Step, name: str) -> Any:
+    """Whether a register of the system may be accessed: the mode is privileged enough, and PCC permits it."""
+    return has_system_access(step) & (step.before.numbers["privilege"] >= int(SYSTEM_REGISTERS[name]))
+
+
 def reachable(step: Step) -> Iterator[tuple[Any, Cap]]:
     """The capabilities that a step can reach, each with the condition on which it can.
 
-    Those in the registers that it names, PCC and DDC; the special registers, if PCC permits access to them; and a granule
-    that it loads, if the authority permits to load capabilities.
+    Those in the registers that it names, PCC and DDC; the special registers, if the mode and PCC permit access; and
+    a granule that it loads, if the authority permits to load capabilities.
     """
     before = step.before
     for register in step.register_operands:
@@ -104,8 +121,8 @@ def reachable(step: Step) -> Iterator[tuple[Any, Cap]]:
     yield True, before.special["pcc"]
     yield True, before.special["ddc"]
     if step.row.group is Group.SYSTEM:
-        for name in ("mtcc", "mtdc", "mscratchc", "mepcc"):
-            yield has_system_access(step), before.special[name]
+        for name in _TRAP_REGISTERS:
+            yield may_access(step, name), before.special[name]
     for access in step.accesses:
         if access.is_capability and not access.is_store:
             loaded = before.granule(granule_of(step, access.address))
@@ -188,13 +205,21 @@ def refusal_changes_nothing(step: Step, place: Place) -> Any:
     holds: Any = trap.cause.name in step.row.all_traps
     holds = holds & same(before.registers[place.register], after.registers[place.register])
     holds = holds & same(before.granule(place.granule), after.granule(place.granule))
-    for name in ("ddc", "mtcc", "mtdc", "mscratchc"):
+    for name in ("ddc", *_TRAP_REGISTERS):
+        if name == "mepcc":
+            continue
         holds = holds & same(before.special[name], after.special[name])
-    holds = holds & (before.numbers["mscratch"] == after.numbers["mscratch"])
+    for name in STATE_NUMBERS:
+        if name in ("privilege", "mstatus", "mcause", "mtval"):
+            continue
+        holds = holds & (before.numbers[name] == after.numbers[name])
     holds = holds & (after.numbers["mcause"] == trap.cause.mcause) & (after.numbers["mtval"] == trap.value)
     enabled = before.numbers["mstatus"] & MSTATUS_MIE != 0
-    status = after.numbers["mstatus"]
-    holds = holds & ((status & MSTATUS_MPIE != 0) == enabled) & (status & ~MSTATUS_MPIE == MSTATUS_MPP)
+    status, moved_fields = after.numbers["mstatus"], MSTATUS_MIE | MSTATUS_MPIE | MSTATUS_MPP
+    holds = holds & ((status & MSTATUS_MPIE != 0) == enabled) & (status & MSTATUS_MIE == 0)
+    holds = holds & ((status & MSTATUS_MPP) >> MPP_SHIFT == before.numbers["privilege"])
+    holds = holds & (status & ~moved_fields == before.numbers["mstatus"] & ~moved_fields)
+    holds = holds & (after.numbers["privilege"] == int(Privilege.MACHINE))
     holds = holds & not_(after.numbers["is_reserved"])
     handler, mtcc = after.special["pcc"], before.special["mtcc"]
     holds = holds & same(handler, mtcc) & (after.numbers["pc"] == mtcc.address & step.format.address_mask - 3)
@@ -248,8 +273,8 @@ def opened(step: Step, where: str, cap: Cap) -> Any:
             sentry = operand(first)
             unmoved = step.operands.get(OperandKind.SIGNED_IMMEDIATE, 0) == 0
             return sentry.tag & (sentry.otype == fmt.otype_sentry) & unmoved & is_within(cap, sentry)
-        case "mret", "pcc":
-            sentry = before.special["mepcc"]
+        case (("mret" | "sret"), "pcc"):
+            sentry = before.special["mepcc" if step.row.name == "mret" else "sepcc"]
             return sentry.tag & (sentry.otype == fmt.otype_sentry) & is_within(cap, sentry)
     return False
 
@@ -288,14 +313,25 @@ def sound_kept(step: Step, place: Place) -> Any:
         holds = holds & implies(after.tag, after.is_sound)
     for name in ("pcc", "mepcc"):
         holds = holds & implies(step.after.special[name].tag, step.after.special[name].is_sound)
-    return holds & (step.after.numbers["pc"] & 1 == 0)
+    return holds & (step.after.numbers["pc"] & 1 == 0) & has_modes(step.after.numbers)
+
+
+def has_modes(numbers: Any) -> Any:
+    """Whether the hart is in a mode that there is, and MPP holds one."""
+    mode, previous = numbers["privilege"], (numbers["mstatus"] & MSTATUS_MPP) >> MPP_SHIFT
+    return (mode <= int(Privilege.MACHINE)) & (mode != 2) & (previous != 2)
 
 
 def system_access_needed(step: Step, place: Place) -> Any:
     """M9."""
-    if step.trap is not None or not step.touched:
+    if step.trap is not None:
         return True
-    return has_system_access(step)
+    before, after = step.before.numbers, step.after.numbers
+    holds: Any = after["privilege"] <= before["privilege"]
+    for name in sorted(step.touched):
+        holds = holds & may_access(step, name)
+    own = before["mstatus"] & ~SSTATUS_FIELDS == after["mstatus"] & ~SSTATUS_FIELDS
+    return holds & implies(before["privilege"] < int(Privilege.MACHINE), own)
 
 
 # -- when an invariant has something to say: what a campaign counts --------------------------------------------------------
@@ -401,8 +437,8 @@ INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "M4",
             "refusal",
-            "A refused step changes the trap state alone, as the trap defines it: mcause, mtval, mstatus, MEPCC (PCC "
-            "at pc), PCC and pc (MTCC), the reservation. Its cause is one that the table names.",
+            "A refused step changes the trap state alone, as the trap defines it: mcause, mtval, mstatus, the mode "
+            "(machine), MEPCC (PCC at pc), PCC and pc (MTCC), the reservation. Its cause is one that the table names.",
             "The RISC-V Instruction Set Manual, volume II, traps; sail-cheri-riscv, cheri_sys_exceptions.sail",
             refusal_changes_nothing,
             is_refused,
@@ -431,7 +467,8 @@ INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "M8",
             "the invariant",
-            "Every tagged capability has valid bounds with base <= top <= 2**A, and no reserved bits; pc is even.",
+            "Every tagged capability has valid bounds with base <= top <= 2**A, and no reserved bits; pc is even; the mode "
+            "and MPP are modes that there are.",
             "CHERI ISAv9, tagged capabilities; the bound of the top is ours",
             sound_kept,
             tags_something,
@@ -440,8 +477,9 @@ INVARIANTS: dict[str, Invariant] = {
             "M9",
             "system access",
             "The special registers of traps and the CSRs are read or written only with permission to access system "
-            "registers; traps themselves excepted.",
-            "CHERI ISAv9, Permit_Access_System_Registers",
+            "registers and in a mode that is privileged enough, and supervisor mode changes only its part of mstatus; "
+            "no step makes the mode more privileged. Traps themselves excepted.",
+            "CHERI ISAv9, Permit_Access_System_Registers; The RISC-V Instruction Set Manual, volume II, privilege levels",
             system_access_needed,
             touches_system,
         ),

@@ -635,17 +635,33 @@ def _rows() -> tuple[Operation, ...]:
         _status("csrrwi", "uimm5", "uimm5"),
         _status("csrrsi", "uimm5", "itself or uimm5, bit by bit, unless that is 0"),
         _status("csrrci", "uimm5", "itself without the bits of uimm5, unless that is 0"),
-        Operation("ecall", "", Group.SYSTEM, "trap to the environment", _manual("ecall"), ("EnvironmentCall",)),
+        Operation(
+            "ecall",
+            "",
+            Group.SYSTEM,
+            "trap to the environment, with a cause for each mode",
+            _manual("ecall"),
+            ("UserEnvironmentCall", "SupervisorEnvironmentCall", "EnvironmentCall"),
+        ),
         Operation("ebreak", "", Group.SYSTEM, "trap to the debugger", _manual("ebreak"), ("Breakpoint",)),
         Operation(
             "mret",
             "",
             Group.SYSTEM,
-            "return from a trap: PCC = MEPCC, unsealed if it is a sentry",
+            "return from a trap to the mode in MPP: PCC = MEPCC, unsealed if it is a sentry",
             "The RISC-V Instruction Set Manual, volume II, MRET; sail-cheri-riscv, cheri_sys_exceptions.sail",
-            ("AccessSystemRegsViolation",),
+            ("IllegalInstruction", "AccessSystemRegsViolation"),
+        ),
+        Operation(
+            "sret",
+            "",
+            Group.SYSTEM,
+            "return from a trap to the mode in SPP: PCC = SEPCC, unsealed if it is a sentry",
+            "The RISC-V Instruction Set Manual, volume II, SRET; sail-cheri-riscv, cheri_sys_exceptions.sail",
+            ("IllegalInstruction", "AccessSystemRegsViolation"),
         ),
         Operation("fence", "", Group.SYSTEM, "order memory accesses: nothing, on one hart", _manual("fence")),
+        Operation("fence.i", "", Group.SYSTEM, "order stores and fetches: nothing, on one hart", _manual("fence.i")),
     )
 
 

@@ -55,9 +55,13 @@ CAUSES: tuple[TrapCause, ...] = (
     _capability(0x19, "PermitCInvokeViolation", "no permission to be invoked"),
     _capability(0x1C, "PermitSetCIDViolation", "no permission to set the compartment identifier"),
     _other(
-        2, "IllegalInstruction", "the word encodes no instruction, or one for a register that doesn't exist or is read-only"
+        2,
+        "IllegalInstruction",
+        "no instruction, or one for a register that doesn't exist or is read-only, or for a more privileged mode",
     ),
     _other(3, "Breakpoint", "EBREAK"),
+    _other(8, "UserEnvironmentCall", "ECALL, from user mode"),
+    _other(9, "SupervisorEnvironmentCall", "ECALL, from supervisor mode"),
     _other(11, "EnvironmentCall", "ECALL, from machine mode"),
     _other(4, "LoadAddressMisaligned", "the address of a capability load isn't a multiple of the capability's size"),
     _other(5, "LoadAccessFault", "a load outside the machine's memory"),

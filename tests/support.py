@@ -137,12 +137,16 @@ class Pair:
             # PCC is mostly usable, and MTCC too, so that most operations are executed.
             for name in ("pcc", "mtcc"):
                 setattr(hart, name, (code_capability if rng.integers(0, 8) else any_capability)(rng, fmt))
-            for name in ("mtdc", "mscratchc", "mepcc"):
+            for name in sorted(SPECIAL_ROWS.keys() - {"pcc", "ddc", "mtcc"}):
                 setattr(hart, name, any_capability(rng, fmt))
             for name, row in SPECIAL_ROWS.items():
                 put_register(machine, lane, row, getattr(hart, name))
             hart.pc = hart.pcc.address & fmt.address_mask - 1
-            hart.mstatus, hart.mscratch = 0x1800 | int(rng.choice([0, 8, 0x80, 0x88])), int(rng.integers(0, 2**31))
+            hart.mstatus = (
+                int(rng.choice([0, 8, 0x80, 0x88])) | int(rng.choice([0, 2, 0x20, 0x100])) | int(rng.choice([0, 1, 3])) << 11
+            )
+            hart.privilege = int(rng.choice([0, 1, 3, 3]))
+            hart.mscratch, hart.sscratch = int(rng.integers(0, 2**31)), int(rng.integers(0, 2**31))
             hart.is_reserved = bool(rng.integers(0, 2))
             hart.reservation = hart.integer(int(rng.choice(registers)))
             for name in NUMBERS:

@@ -10,6 +10,7 @@ from capvisor.dsl.states import hart_granules
 from capvisor.dsl.strategies import hart_in_state
 from capvisor.model import capability
 from capvisor.model.machine import Hart, Trap
+from capvisor.model.observation import NUMBERS, SPECIAL
 from capvisor.spec.formats import CC64, CapabilityFormat
 
 
@@ -22,11 +23,8 @@ class MyMachine:
         self.hart = hart_in_state(
             fmt,
             registers={number: hart.capability(number) for number in range(32)},
-            special={name: getattr(hart, name) for name in ("pcc", "ddc", "mtcc", "mtdc", "mscratchc", "mepcc")},
-            numbers={
-                name: getattr(hart, name)
-                for name in ("pc", "mstatus", "mscratch", "mcause", "mtval", "is_reserved", "reservation")
-            },
+            special={name: getattr(hart, name) for name in SPECIAL},
+            numbers={name: getattr(hart, name) for name in NUMBERS},
             memory={index: capability.from_memory(fmt, *granule) for index, granule in hart_granules(hart).items()},
         )
 

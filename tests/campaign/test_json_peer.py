@@ -24,7 +24,7 @@ from tests.tutorial import ROOT
 assert isa  # imported for the rules that it declares
 EXAMPLE = ROOT / "docs" / "examples" / "peer.py"
 PYTHON = shlex.quote(sys.executable)
-GREETING = 'import json, os, sys, time\nprint(\'{"protocol": "capvisor-peer", "version": 1}\', flush=True)\n'
+GREETING = 'import json, os, sys, time\nprint(\'{"protocol": "capvisor-peer", "version": 2}\', flush=True)\n'
 PATIENCE_S, SHORT_S = 30, 0.5
 
 # A peer that passes on what the example says, `answer`, with something changed.
@@ -234,12 +234,12 @@ def test_another_format_is_refused_and_the_peer_stays(lying: Callable[[str], Jso
         ("echo hello", "what it says is no JSON \\(at its start\\): `hello`"),
         ("echo '[1]'", "what it says is no JSON object"),
         ("echo '{}'", "it doesn't greet with"),
-        ('echo \'{"protocol": "capvisor-peer", "version": 2}\'', "it speaks version 2 of the protocol"),
-        ('echo \'{"protocol": "capvisor-peer", "version": 1, "reports": ["x"]}\'', '`reports`: there is no "x"'),
-        ('echo \'{"protocol": "capvisor-peer", "version": 1, "reports": []}\'', "it reports nothing"),
-        ('echo \'{"protocol": "capvisor-peer", "version": 1, "reprots": []}\'', "the key `reprots` has no meaning"),
-        ('echo \'{"protocol": "capvisor-peer", "version": 1, "formats": "cc64"}\'', "`formats` is to be a list"),
-        ('echo \'{"protocol": "capvisor-peer", "version": 1, "name": 1}\'', "`name` is to be a string"),
+        ('echo \'{"protocol": "capvisor-peer", "version": 3}\'', "it speaks version 3 of the protocol"),
+        ('echo \'{"protocol": "capvisor-peer", "version": 2, "reports": ["x"]}\'', '`reports`: there is no "x"'),
+        ('echo \'{"protocol": "capvisor-peer", "version": 2, "reports": []}\'', "it reports nothing"),
+        ('echo \'{"protocol": "capvisor-peer", "version": 2, "reprots": []}\'', "the key `reprots` has no meaning"),
+        ('echo \'{"protocol": "capvisor-peer", "version": 2, "formats": "cc64"}\'', "`formats` is to be a list"),
+        ('echo \'{"protocol": "capvisor-peer", "version": 2, "name": 1}\'', "`name` is to be a string"),
     ],
 )
 def test_a_command_that_is_no_peer_is_refused_at_once(command: str, message: str) -> None:
