@@ -17,7 +17,7 @@ from capvisor.fastpath import bounds, capability
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.memory import Memory, MemoryBlock
 from capvisor.fastpath.workspace import BLOCK_LANES, Causes, Flags, Words, Workspace
-from capvisor.spec.encodings import decode
+from capvisor.spec.encodings import COMPRESSED, decode
 from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.operations import OPERATIONS, Group, Mode, OperandKind
 from capvisor.spec.registers import (
@@ -401,6 +401,21 @@ class BatchMachine:
             advance(self.format, block.pc, block.next_pc)
         return None
 
+    def _refuse_short(self, lanes: Indices) -> None:
+        """In lanes whose second parcel is out of bounds: it isn't needed where the first one says that there is none."""
+        for start in range(0, len(lanes), self._block_lanes):
+            part = lanes[start : start + self._block_lanes]
+            ws, pcc = (
+                self._workspace.narrowed(len(part)),
+                Lanes(self.tags[PCC, part], self.metas[PCC, part], self.addresses[PCC, part]),
+            )
+            (base, length), high = ws.isa[:2], ws.isa_flags[0]
+            bounds.decode_bounds(self.format, pcc.meta, pcc.address, ws, base, length, high)
+            length = length - base & np.uint64(self.format.address_mask)
+            inside = (length >= PARCEL_BYTES) & (self.pc[part] - base <= length - np.uint64(PARCEL_BYTES))
+            here = part[inside & (self.cause[part] == CAUSES_BY_NAME["LengthViolation"].number)]
+            self.cause[here], self.trap_value[here] = CAUSES_BY_NAME["IllegalInstruction"].number, 0
+
     def _execute(self, kernel: Kernel, lanes: Indices, operands: tuple[Any, ...]) -> None:
         """Execute an operation in some lanes, in pieces of a block's size."""
         for start in range(0, len(lanes), self._block_lanes):
@@ -435,9 +450,14 @@ class BatchMachine:
         """
         self._diverge(names, chosen.astype(np.int64), operands)
 
-    def _diverge(self, names: Sequence[str], chosen: Indices, operands: Indices) -> None:
-        """As `step_divergent`; an index of -1 is no operation, and refused as an illegal instruction."""
+    def _diverge(self, names: Sequence[str], chosen: Indices, operands: Indices, short: Flags | None = None) -> None:
+        """As `step_divergent`; an index of -1 is no operation, and refused as an illegal instruction.
+
+        Where `short` says so, it has one parcel.
+        """
         fetched = self._fetch_all()
+        if short is not None and fetched is not None:
+            self._refuse_short(np.flatnonzero(short & ~fetched))
         groups = self._groups(names, chosen, operands, fetched)
         order = np.argsort(groups, kind="stable")
         columns = [operands[:, column].take(order) for column in range(operands.shape[1])]
@@ -499,7 +519,7 @@ class BatchMachine:
                 name, values = found
                 chosen[place] = names.setdefault(name, len(names))
                 operands[place, : len(values)] = values
-        self._diverge(list(names), chosen[which], operands[which])
+        self._diverge(list(names), chosen[which], operands[which], words & COMPRESSED != COMPRESSED)
 
     # -- PCC and traps ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from capvisor.model import bounds, capability
 from capvisor.model.bits import not_, select
 from capvisor.model.capability import Capability
 from capvisor.model.memory import Memory
-from capvisor.spec.encodings import decode
+from capvisor.spec.encodings import COMPRESSED, decode
 from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.operations import OPERATIONS, Mode
 from capvisor.spec.registers import (
@@ -174,13 +174,13 @@ class Hart:
         if not_(self.pcc.permits(Permission.ACCESS_SYSTEM_REGISTERS)):
             raise Trap("AccessSystemRegsViolation", register)
 
-    def check_fetch(self) -> None:
-        """PCC must authorise the instruction at pc. Source: ext_fetch_check_pc, for each of its two parcels."""
+    def check_fetch(self, size_bytes: int = INSTRUCTION_BYTES) -> None:
+        """PCC must authorise the instruction at pc, each of its parcels. Source: ext_fetch_check_pc of the Sail model."""
         if self._authorised is not self.pcc:
             self._authorise()
         base, top = self._window
-        second = self.pc + PARCEL_BYTES & self.format.address_mask
-        for parcel in (self.pc, second):
+        for distance in range(0, size_bytes, PARCEL_BYTES):
+            parcel = self.pc + distance & self.format.address_mask
             if not_((parcel >= base) & (parcel + PARCEL_BYTES <= top)):
                 raise Trap("LengthViolation", PCC_INDEX)
 
@@ -213,9 +213,9 @@ class Hart:
         """
         self._execute(RULES[name], operands)
 
-    def _execute(self, rule: Rule, operands: tuple[Any, ...]) -> None:
+    def _execute(self, rule: Rule, operands: tuple[Any, ...], size_bytes: int = INSTRUCTION_BYTES) -> None:
         self.next_pc, self.next_pcc = self.pc + INSTRUCTION_BYTES & self.format.address_mask, self.pcc
-        self.check_fetch()
+        self.check_fetch(size_bytes)
         rule(self, *operands)
         self.pc, self.pcc = self.next_pc, self.next_pcc
 
@@ -223,19 +223,23 @@ class Hart:
         """Execute one operation, or go to the handler where it is refused. Returns the trap."""
         return self._step(RULES[name], operands)
 
-    def _step(self, rule: Rule, operands: tuple[Any, ...]) -> Trap | None:
+    def _step(self, rule: Rule, operands: tuple[Any, ...], size_bytes: int = INSTRUCTION_BYTES) -> Trap | None:
         try:
-            self._execute(rule, operands)
+            self._execute(rule, operands, size_bytes)
         except Trap as trap:
             self.enter_trap(trap)
             return trap
         return None
 
     def step_word(self, word: int) -> Trap | None:
-        """Execute the instruction that a word of 32 bits encodes in the mode that PCC is in."""
+        """Execute the instruction that a word of 32 bits encodes in the mode that PCC is in.
+
+        A word with the end of a compressed instruction has one parcel, and is illegal: none of these is modelled.
+        """
         found = decode(word, self.format.address_width, self.mode)
         if found is None:
-            return self._step(illegal, ())
+            is_compressed = word & COMPRESSED != COMPRESSED
+            return self._step(illegal, (), PARCEL_BYTES if is_compressed else INSTRUCTION_BYTES)
         name, operands = found
         return self._step(RULES[name], operands)
 

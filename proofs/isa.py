@@ -166,7 +166,7 @@ def holds(row: str, invariant: str, step: Step, place: Place) -> Any:
     return kept & authorises(pcc, Permission.EXECUTE, pc, 2) & authorises(pcc, Permission.EXECUTE, second, 2)
 
 
-def _no_fetch() -> None:
+def _no_fetch(_size_bytes: int) -> None:
     """The fetch check in rows that aren't about it: it refuses nothing."""
 
 

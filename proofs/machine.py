@@ -381,7 +381,7 @@ def same_step(fmt: CapabilityFormat, given: Given, name: str, shape: tuple[int |
         operand = any_number(fmt, given, kind) if number is None else number
         operands.append(operand)
         own.append(lane(operand & (1 << 64) - 1) if number is None else number)
-    vars(hart)["check_fetch"] = lambda: None
+    vars(hart)["check_fetch"] = lambda _size_bytes: None
     trap = None
     try:
         hart.execute(name, tuple(operands))

@@ -147,6 +147,9 @@ _XCHERI, _LOAD, _STORE, _FENCE, _IMMEDIATE, _REGISTER = 0x5B, 0x03, 0x23, 0x0F, 
 _UPPER, _WORD_IMMEDIATE, _WORD_REGISTER, _ATOMIC, _SYSTEM = 0x37, 0x1B, 0x3B, 0x2F, 0x73
 _UPPER_PC, _BRANCH, _JUMP, _JUMP_REGISTER = 0x17, 0x63, 0x6F, 0x67
 
+COMPRESSED = 3
+"""The lowest bits of a word that isn't a compressed instruction: one of another end has 16 bits, and none is modelled."""
+
 ORDERING_BIT = 25
 """The lower of the two bits, rl and aq, that say how an atomic instruction is ordered among others."""
 

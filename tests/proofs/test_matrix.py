@@ -139,4 +139,4 @@ def test_every_guard_of_the_rules_is_dropped_by_the_sweep() -> None:
     found = {module: [change.before for change in sweep.changes(module)] for module in sweep.RULE_MODULES}
     assert "check_bounds(access, size_bytes)" in found["capvisor.model.isa.memory"]
     assert "if code.otype != data.otype:" in found["capvisor.model.isa.control"]
-    assert "self.check_fetch()" in found["capvisor.model.machine"]
+    assert "self.check_fetch(size_bytes)" in found["capvisor.model.machine"]
