@@ -9,7 +9,7 @@ import numpy as np
 
 from capvisor.fastpath.machine import DDC, BatchMachine, Indices
 from capvisor.fastpath.workspace import Causes
-from capvisor.spec.operations import OPERATIONS, OperandKind
+from capvisor.spec.operations import OPERATIONS, Group, OperandKind
 
 Behaviour = tuple[str, int, int]
 """An operation, a cause's number (0 if completed), and a class of operands."""
@@ -37,6 +37,8 @@ def classify(machine: BatchMachine, lanes: slice, name: str, operands: tuple[Any
             classes = classes * CLASSES_PER_INTEGER + _integer_class(machine, lanes, value)
     if "ddc" in name:
         classes = classes * CLASSES_PER_CAPABILITY + _capability_class(machine, lanes, DDC)
+    if OPERATIONS[name].group is Group.SYSTEM:
+        classes = classes * 4 + machine.numbers["privilege"][lanes].astype(np.int64)
     # Whether operands coincide, and c0 is among them.
     coincide = destination in sources or len(set(sources)) < len(sources)
     zero = 0 in (destination, *sources)

@@ -443,6 +443,18 @@ def handler(b: Builder) -> None:
         b.emit("mret")
 
 
+def modes(b: Builder) -> None:
+    """A return to a less privileged mode, what may be done there, and a call back."""
+    name = b.one_of(("mret", "mret", "sret"))
+    if b.chance(2):
+        b.emit("csrrs", b.target(), b.one_of((STATUS["mstatus"], STATUS["sstatus"])), b.number(Kind.STATUS))
+    b.emit("cspecialrw", b.target(), SPECIAL["mepcc" if name == "mret" else "sepcc"], b.at(Kind.CODE))
+    b.emit(name)
+    for _ in range(1 + b.source.below(3)):
+        b.group_operation((Group.SYSTEM, Group.SYSTEM, Group.CONTROL, Group.LOAD))
+    b.emit("ecall")
+
+
 def special_register(b: Builder) -> None:
     """A special capability register, read and written."""
     cap = b.one_of((0, b.capability(), b.at(Kind.CODE)))
@@ -557,7 +569,7 @@ _SEALING: tuple[tuple[int, Recipe], ...] = (
 )
 _CONTROL: tuple[tuple[int, Recipe], ...] = (
     *((3, branch), (3, jump), (1, sentry), (1, invoked_pair), (3, handler), (2, special_register)),
-    *((3, status), (2, confined_code), (2, bounded_code)),
+    *((3, status), (2, modes), (2, confined_code), (2, bounded_code)),
 )
 _SETTING: tuple[tuple[int, Recipe], ...] = ((2, short_capability), (1, fewer_permissions), (2, root_again))
 

@@ -22,7 +22,6 @@ HALT, OFFERS_VERSION_2 = 1, 3
 """What the halt field holds at the end of a trace, and in the answer to a version query where version 2 is offered."""
 
 VERSIONS = (1, 2)
-MACHINE_MODE = 3
 
 _COMMAND = struct.Struct("<IHBB")
 _VERSION_1 = struct.Struct("<10Q8B")

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from capvisor.campaign.rvfi_dii import MACHINE_MODE, Execution, IntegerData, MemoryData
+from capvisor.campaign.rvfi_dii import Execution, IntegerData, MemoryData
 from capvisor.conformance.traces import MEMORY_BYTES, START
 from capvisor.dsl.states import lane_capability
 from capvisor.fastpath import isa as _kernels  # declares the kernels
@@ -166,7 +166,7 @@ class ReferenceRvfi:
     def execute(self, word: int) -> Execution:
         """Execute what a word encodes, and say what happened."""
         hart, memory = self.hart, self._memory
-        pc, pcc, order = hart.pc, hart.pcc, self._retired
+        pc, pcc, mode, order = hart.pc, hart.pcc, hart.privilege, self._retired
         found = decoded(word, self.format.address_width, Mode.CAPABILITY if pcc.flags else Mode.INTEGER)
         memory.last_read = memory.last_write = None
         trap = hart.step_word(word) if found is None else hart.step(found.name, found.operands)
@@ -182,7 +182,7 @@ class ReferenceRvfi:
             if by_pcc(hart.mcause, hart.mtval) and not first_parcel_is_fetched(pcc, pc):
                 word = 0
         trapped = int(trap is not None)
-        return Execution(order, pc, hart.pc, word, trapped, 0, 0, MACHINE_MODE, self._ixl, 1, integer, data)
+        return Execution(order, pc, hart.pc, word, trapped, 0, 0, mode, self._ixl, 1, integer, data)
 
 
 # -- the fast path ---------------------------------------------------------------------------------------------------------
@@ -253,6 +253,7 @@ class FastRvfi:
         """Execute what a word encodes, and say what happened."""
         machine, accesses, order = self.machine, self._accesses, self._retired
         pc, pcc = int(machine.pc[0]), lane_capability(machine, SPECIAL_ROWS["pcc"], 0)
+        mode = int(machine.numbers["privilege"][0])
         found = decoded(word, self.format.address_width, Mode.CAPABILITY if pcc.flags else Mode.INTEGER)
         accesses.last_read = accesses.last_write = None
         if found is None:
@@ -271,7 +272,7 @@ class FastRvfi:
                 data = MemoryData(mtval)
             if by_pcc(mcause, mtval) and not first_parcel_is_fetched(pcc, pc):
                 word = 0
-        return Execution(order, pc, int(machine.pc[0]), word, trapped, 0, 0, MACHINE_MODE, self._ixl, 1, integer, data)
+        return Execution(order, pc, int(machine.pc[0]), word, trapped, 0, 0, mode, self._ixl, 1, integer, data)
 
 
 MACHINES: dict[str, type[ReferenceRvfi] | type[FastRvfi]] = {"reference": ReferenceRvfi, "fast": FastRvfi}

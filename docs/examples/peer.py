@@ -4,9 +4,8 @@ import json
 import sys
 
 from capvisor.fastpath import isa as _kernels  # noqa: F401  declares what operations do
-from capvisor.fastpath.machine import SPECIAL_ROWS, BatchMachine
+from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.registers import STATE_NUMBERS
 from capvisor.spec.traps import CAUSES_BY_NUMBER
 
 ROWS = {"registers": {f"c{number}": number for number in range(32)}, "special": SPECIAL_ROWS}
@@ -17,7 +16,7 @@ def state(machine: BatchMachine) -> dict[str, dict]:
     raw = zip(machine.tags[:, 0].tolist(), machine.metas[:, 0].tolist(), machine.addresses[:, 0].tolist(), strict=True)
     rows = [{"tag": int(tag), "meta": hex(meta ^ machine.format.null_meta), "address": hex(low)} for tag, meta, low in raw]
     found = {part: {name: rows[row] for name, row in names.items()} for part, names in ROWS.items()}
-    found["csrs"] = {name: hex(machine.numbers[name][0]) for name in STATE_NUMBERS}
+    found["csrs"] = {name: hex(machine.numbers[name][0]) for name in NUMBERS[:-1]}
     granules = zip(machine.memory.tags[0].tolist(), machine.memory.halves[0].tolist(), strict=True)
     memory = [{"tag": int(tag), "meta": hex(upper), "address": hex(lower)} for tag, (lower, upper) in granules]
     size = machine.format.capability_bytes
