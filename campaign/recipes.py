@@ -434,6 +434,8 @@ def handler(b: Builder) -> None:
         code = b.at(Kind.CODE)
         if b.chance(6):
             code = b.derive("csetbounds", code, b.number(Kind.LENGTH))
+        elif b.chance(6):
+            code = b.derive("candperm", code, b.number(Kind.CODE_RIGHTS))
         b.emit("cspecialrw", b.target(), SPECIAL["mtcc"], code)
     if b.chance(2):
         b.emit("cld" if b.format.address_width == 64 else "clw", b.target(), 0, 0)
@@ -564,6 +566,7 @@ _SEALING: tuple[tuple[int, Recipe], ...] = (
     (4, sealed),
     (2, invoked_pair),
     (2, sentry),
+    (1, unsealed_by_another),
     (2, sealing_operation),
     (1, rebuilt),
 )

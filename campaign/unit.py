@@ -285,7 +285,7 @@ class _Run:
             try:
                 advance(machine, [(group.lanes, *group.at(step)) for group in self._groups], self._stepping)
             except (ArithmeticError, IndexError, TypeError, ValueError, LookupError) as error:
-                self._fail("crashes", type(error).__name__, 0, step)
+                self._fail("crashes", type(error).__name__, self._crashing_lane(step), step)
                 break
             for place, group in enumerate(self._groups):
                 if step < len(group.operations):
@@ -332,6 +332,17 @@ class _Run:
             if len(lanes):
                 self._fail("differs", what, int(lanes[0]), step)
                 self._alive[lanes] = False
+
+    def _crashing_lane(self, step: int) -> int:
+        """A lane whose program ends with an error by itself; where none does, the first."""
+        lanes = self._groups[-1].lanes.stop
+        if lanes > JUDGED_LANES:
+            for group in self._groups:
+                for lane in range(group.lanes.start, group.lanes.stop):
+                    found = judge(group.case(self._start, lane, step + 1), self._stepping, oracles=False)
+                    if found is not None and found.kind == "crashes":
+                        return lane
+        return 0
 
     def _fail(self, kind: str, what: str, lane: int, step: int) -> None:
         """A failure; of those with one signature, the first."""

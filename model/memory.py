@@ -20,6 +20,8 @@ class Granule(NamedTuple):
 
 EMPTY = Granule(False, 0, 0)
 
+Sweep = Callable[[int, Granule], Granule]
+
 
 class GranuleStore(Protocol):
     """Where granules are kept; an index counts granules from the start of memory."""
@@ -28,8 +30,8 @@ class GranuleStore(Protocol):
 
     def set(self, index: int, granule: Granule) -> None: ...
 
-    def map(self, function: Callable[[Granule], Granule]) -> None:
-        """Replace every granule, untouched ones included, by what the function makes of it."""
+    def map(self, function: Sweep) -> None:
+        """Replace every granule by what the function makes of it and its index; an empty one it leaves empty."""
 
 
 class SparseStore:
@@ -37,22 +39,20 @@ class SparseStore:
 
     def __init__(self) -> None:
         self._written: dict[int, Granule] = {}
-        self._unwritten = EMPTY
 
     def __copy__(self) -> "SparseStore":
         copied = SparseStore()
-        copied._written, copied._unwritten = dict(self._written), self._unwritten
+        copied._written = dict(self._written)
         return copied
 
     def get(self, index: int) -> Granule:
-        return self._written.get(index, self._unwritten)
+        return self._written.get(index, EMPTY)
 
     def set(self, index: int, granule: Granule) -> None:
         self._written[index] = granule
 
-    def map(self, function: Callable[[Granule], Granule]) -> None:
-        self._written = {index: function(granule) for index, granule in self._written.items()}
-        self._unwritten = function(self._unwritten)
+    def map(self, function: Sweep) -> None:
+        self._written = {index: function(index, granule) for index, granule in self._written.items()}
 
     def written(self) -> Iterator[tuple[int, Granule]]:
         """Index and content of every granule that was ever written."""
@@ -98,8 +98,8 @@ class Memory:
         if self._straddles(shift, size_bytes):
             self._rewrite(index + 1, hole >> granule_bits, bits >> granule_bits)
 
-    def map_granules(self, function: Callable[[Granule], Granule]) -> None:
-        """Replace every granule by what the function makes of it: a sweep."""
+    def map_granules(self, function: Sweep) -> None:
+        """Replace every granule by what the function makes of its index and it: a sweep. Empty ones stay empty."""
         self.store.map(function)
 
     def _locate(self, address: int) -> tuple[int, int]:

@@ -110,9 +110,9 @@ def test_a_symbolic_memory_is_swept_as_a_concrete_one(actions: list[tuple[str, i
             if kind == "set":
                 store.set(index, Granule(value % 2 == 1, value, value + 1))
             elif kind == "clear tags":
-                store.map(lambda granule: granule._replace(tag=False))
+                store.map(lambda _index, granule: granule._replace(tag=False))
             else:
-                store.map(lambda granule: Granule(granule.tag, granule.lower, granule.upper))
+                store.map(lambda _index, granule: Granule(granule.tag, granule.lower, granule.upper))
     for index in range(4):
         found, expected = symbolic.get(index), concrete.get(index)
         assert all(z3.is_true(z3.simplify(term_of(one == other))) for one, other in zip(found, expected, strict=True)), (

@@ -38,12 +38,14 @@ def test_a_data_store_clears_the_tags_of_just_the_granules_it_touches(fmt: Capab
         assert [memory.store.get(index).tag for index in range(5)] == [index not in touched for index in range(5)]
 
 
-def test_a_sweep_reaches_every_granule_also_those_never_written() -> None:
+def test_a_sweep_is_told_of_every_granule_and_where_it_is() -> None:
     memory = Memory(FORMATS["cc128"], BASE, SIZE)
     memory.write_granule(BASE, Granule(True, 5, 6))
-    memory.map_granules(lambda granule: Granule(False, granule.upper + 1, granule.lower))
-    assert memory.read_granule(BASE) == Granule(False, 6, 6)
-    assert memory.read_granule(BASE + 16) == EMPTY._replace(upper=1)
+    memory.write_granule(BASE + 32, Granule(True, 5, 6))
+    memory.map_granules(lambda index, granule: Granule(granule.tag and index != 2, granule.upper, granule.lower))
+    assert memory.read_granule(BASE) == Granule(True, 5, 6)
+    assert memory.read_granule(BASE + 16) == EMPTY
+    assert memory.read_granule(BASE + 32) == Granule(False, 5, 6)
 
 
 def test_memory_ends_where_it_ends() -> None:
