@@ -17,6 +17,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 from rich.live import Live
 
 from capvisor import __version__
+from capvisor.campaign import cvm
 from capvisor.campaign import findings as finding_files
 from capvisor.campaign.against import PeerCampaign
 from capvisor.campaign.engine import Campaign, Report, Settings
@@ -32,10 +33,14 @@ from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.output import PLAIN_PROGRESS_S, check_writable, console, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.profiles import KEPT_EXAMPLES
+from capvisor.dsl.system import DEFAULT_POLICY, policy_named
 from capvisor.files import state_folder
 from capvisor.spec.invariants import INVARIANTS
 
 DEFAULT_SECONDS = 60.0
+SYSTEMS = "cvm"
+"""The profile of which a program is a system of compartments."""
+
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 PEER_TIMEOUT_S = 5.0
 
@@ -269,3 +274,91 @@ def _cases(report: Report, seconds: float) -> list[Case]:
     cases.append(Case(group, "no program fails", seconds, f"{len(cases)} findings" if cases else ""))
     cases.append(Case(group, "everything is put to the test", 0.0, "; ".join(report.weaknesses), is_error=True))
     return cases
+
+
+# -- systems of compartments -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SystemsRequest:
+    """What a user asked for: a campaign of cVMs."""
+
+    seed: int
+    format: str
+    policy: str | None
+    programs: int | None
+    seconds: float | None
+    most_findings: int
+    findings: Path
+    json_path: Path | None
+
+    @property
+    def command(self) -> str:
+        """The line that does the same again."""
+        words = ["capvisor", "fuzz", "--profile", SYSTEMS, "--format", self.format, "--seed", str(self.seed)]
+        if self.policy is not None:
+            words += ["--policy", self.policy]
+        words += ["--time", f"{self.seconds:g}s"] if self.programs is None else ["--programs", str(self.programs)]
+        return shlex.join(words)
+
+
+def run_systems(request: SystemsRequest) -> int:
+    """Run a campaign of cVMs and say what came of it; the exit status."""
+    check_writable(request.json_path)
+    _prepare_findings(request.findings)
+    try:
+        _name, policy = policy_named(request.policy or DEFAULT_POLICY)
+    except LookupError as error:
+        raise InputError(f"--policy: {error.args[0]}") from None
+    settings = (request.seed, request.format, policy, request.programs, request.seconds, request.most_findings)
+    report = cvm.run(*settings, _progress_of_systems())
+    write = console().print
+    calls, seconds = sum(report.calls.values()), max(report.seconds, 1e-9)
+    rows = [
+        ("programs", f"{report.programs:,}", f"{report.programs / seconds:,.0f}/s"),
+        ("steps", f"{report.steps:,}", f"{report.steps / seconds:,.0f}/s"),
+        ("whole states compared", f"{report.compared:,}", ""),
+        ("instructions refused", f"{report.trapped:,}", f"{report.trapped / max(report.steps, 1):.1%}"),
+        ("operations of the table", f"{len(report.operations)}", "executed"),
+        ("calls", f"{calls:,}", f"{report.refused / max(calls, 1):.1%} refused"),
+        *((f"  {name}: {code}", f"{count:,}", "") for (name, code), count in sorted(report.calls.items())),
+        ("steps held against invariants", f"{report.watched_steps:,}", ""),
+        ("invariants evaluated", f"{report.evaluated:,}", ""),
+        ("findings", f"{len(report.findings)}", ""),
+    ]
+    write(table(("counter", "value", ""), rows, right=(1,)), soft_wrap=False)
+    kept = []
+    for finding in report.findings:
+        path = request.findings / f"{SYSTEMS}_{finding.what.lower()}_{request.seed}.cap"
+        details = "".join(f"# {line}\n" for line in (finding.title, *finding.details))
+        request.findings.mkdir(parents=True, exist_ok=True)
+        write_text(path, details + "\n".join(finding.program) + "\n")
+        write(f"\n{finding.title}")
+        for line in (*finding.details, *(f"  {each}" for each in finding.program)):
+            write(f"  {line}", markup=False)
+        write(f"  kept in {path}; again: capvisor run {path}")
+        kept.append({"what": finding.what, "title": finding.title, "program": list(finding.program)})
+    for weakness in report.weaknesses:
+        write(f"\ninconclusive: {weakness}")
+    write(f"\nagain: {request.command}")
+    if request.json_path is not None:
+        answers = {f"{name} {code}": count for (name, code), count in sorted(report.calls.items())}
+        counts = {name: getattr(report, name) for name in ("programs", "steps", "compared", "trapped", "evaluated")}
+        write_json_as_is(request.json_path, {**counts, "calls": answers, "findings": kept, "weaknesses": report.weaknesses})
+    if report.findings:
+        return Status.VIOLATION
+    return Status.INCONCLUSIVE if report.interrupted or report.weaknesses else Status.OK
+
+
+def _progress_of_systems() -> Callable[[cvm.SystemReport], None]:
+    """A plain line now and then."""
+    last = [0.0]
+
+    def say(report: cvm.SystemReport) -> None:
+        if report.seconds - last[0] >= PLAIN_PROGRESS_S:
+            last[0] = report.seconds
+            speed = f"{report.steps:,} steps ({report.steps / report.seconds:,.0f}/s)"
+            text = f"{report.seconds:.0f} s: {report.programs:,} programs, {speed}"
+            print(f"{text}, {len(report.findings)} findings", file=sys.stderr, flush=True)
+
+    return say

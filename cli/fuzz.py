@@ -8,7 +8,7 @@ from capvisor.campaign.engine import Settings
 from capvisor.campaign.recipes import PROFILES
 from capvisor.campaign.schedulers import default_workers
 from capvisor.cli import campaign, value_campaign
-from capvisor.cli.campaign import DEFAULT_SECONDS, Duration, Request
+from capvisor.cli.campaign import DEFAULT_SECONDS, SYSTEMS, Duration, Request, SystemsRequest
 from capvisor.cli.options import json_option, seed_option
 from capvisor.cli.status import InputError
 from capvisor.spec.formats import FORMATS
@@ -35,8 +35,13 @@ from capvisor.spec.formats import FORMATS
     "--engine", default="bulk", show_default=True, type=click.Choice(["bulk", "hypothesis"]), help="What draws programs."
 )
 @click.option(
-    "--profile", default="mixed", show_default=True, type=click.Choice(list(PROFILES)), help="What programs are about."
+    "--profile",
+    default="mixed",
+    show_default=True,
+    type=click.Choice([*PROFILES, SYSTEMS]),
+    help=f"What programs are about; `{SYSTEMS}`: systems of compartments.",
 )
+@click.option("--policy", metavar="NAME", help=f"Of `{SYSTEMS}`: the monitor's, or without:GUARD,...  [default: intended]")
 @click.option("--format", "format_name", default="cc128", show_default=True, type=click.Choice(list(FORMATS)))
 @click.option("--time", "seconds", type=Duration(), help="How long, such as 60s, 5m or 1h.  [default: 60s]")
 @click.option("--programs", "count", type=click.IntRange(min=1), help="How many programs, instead of how long.")
@@ -68,6 +73,7 @@ def fuzz(
     sample: int,
     engine: str,
     profile: str,
+    policy: str | None,
     format_name: str,
     seconds: float | None,
     count: int | None,
@@ -95,6 +101,14 @@ def fuzz(
         return value_campaign.run(paths, lanes, seed, sample, json_path)
     if seconds is not None and count is not None:
         raise InputError("--time and --programs both say how long: give one of them")
+    if policy is not None and profile != SYSTEMS:
+        raise InputError(f"--policy is for the profile `{SYSTEMS}` alone")
+    if profile == SYSTEMS:
+        if engine != "bulk" or scheduler is not None or against is not None or invariants_only:
+            raise InputError(f"the profile `{SYSTEMS}` has no --engine, --scheduler, --against or --invariants-only")
+        length = DEFAULT_SECONDS if count is None and seconds is None else seconds
+        request_of_systems = SystemsRequest(seed, format_name, policy, count, length, most_findings, findings, json_path)
+        return campaign.run_systems(request_of_systems)
     if invariants_only and (engine == "hypothesis" or against is not None):
         raise InputError("--invariants-only is for the bulk engine alone")
     if scheduler is not None and (engine == "hypothesis" or against is not None):

@@ -7,11 +7,20 @@ import click
 from capvisor.cli.output import console, table
 from capvisor.cli.status import Status
 from capvisor.dsl.fields import FIELDS
+from capvisor.spec.cvm import CALLS
+from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.operations import OPERATIONS
+from capvisor.spec.policy import GUARDS, POLICIES, MonitorPolicy
 from capvisor.spec.registers import SPECIAL_REGISTERS, STATUS_REGISTERS
 from capvisor.spec.traps import CAUSES
 from capvisor.spec.vectors import VECTOR_OPERATIONS
+
+
+def _off(policy: MonitorPolicy) -> list[str]:
+    """The guards that a policy has switched off."""
+    return [name for name in GUARDS if not getattr(policy, name)]
+
 
 _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
     "operations": (
@@ -44,13 +53,50 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
         ("operation", "inputs", "outputs", "meaning"),
         [(row.name, ", ".join(row.inputs), ", ".join(row.outputs), row.summary) for row in VECTOR_OPERATIONS.values()],
     ),
+    "calls": (
+        ("call", "number", "arguments", "refused for", "meaning"),
+        [
+            (
+                row.name,
+                row.number,
+                ", ".join(name for name, _kind in row.arguments),
+                ", ".join(code.name for code in row.all_refusals),
+                row.summary,
+            )
+            for row in CALLS.values()
+        ],
+    ),
+    "guards": (
+        ("guard", "off in", "meaning", "source"),
+        [
+            (
+                row.name,
+                ", ".join(name for name, policy in POLICIES.items() if row.name in _off(policy)),
+                row.meaning,
+                row.source,
+            )
+            for row in GUARDS.values()
+        ],
+    ),
+    "policies": (
+        ("policy", "guards that are off"),
+        [(name, ", ".join(_off(policy)) or "none") for name, policy in POLICIES.items()],
+    ),
+    "cvm-invariants": (
+        ("invariant", "title", "what it says"),
+        [(row.name, row.title, row.statement) for row in CVM_INVARIANTS.values()],
+    ),
 }
 
 
 @click.command(name="list")
 @click.argument("what", type=click.Choice(list(_TABLES)))
 def listing(what: str) -> int:
-    """List what there is: operations, formats, trap causes, special registers, a capability's fields, golden vectors."""
+    """List what there is.
+
+    Of machines: operations, formats, trap causes, special registers, a capability's fields, golden vectors. Of systems: the
+    monitor's calls, its guards, policies, and the invariants of capability VMs.
+    """
     columns, rows = _TABLES[what]
     console().print(table(columns, rows), soft_wrap=False)
     return Status.OK

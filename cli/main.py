@@ -9,7 +9,22 @@ from typing import Any
 import click
 
 from capvisor import __version__
-from capvisor.cli import bench, conform, corpus, explain, fmt, fuzz, listing, prove, report, run, serve, vectors, words
+from capvisor.cli import (
+    bench,
+    conform,
+    corpus,
+    explain,
+    fmt,
+    fuzz,
+    guards,
+    listing,
+    prove,
+    report,
+    run,
+    serve,
+    vectors,
+    words,
+)
 from capvisor.cli.output import console
 from capvisor.cli.status import MEANINGS, InputError, Status
 from capvisor.conformance.files import VectorFileError
@@ -33,6 +48,7 @@ for _verb in (
     corpus.corpus,
     report.report,
     prove.prove,
+    guards.guards,
     fmt.fmt,
     conform.conform,
     vectors.vectors,

@@ -46,6 +46,14 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: not a text file (UTF-8)") from None
 
 
-def read(path: Path) -> Program:
-    """The program in a file. Raises InputError or ProgramError."""
+def read_any(path: Path) -> Program:
+    """The program in a file, of a machine or of a system. Raises InputError or ProgramError."""
     return parse(read_text(path), str(path))
+
+
+def read(path: Path) -> Program:
+    """The program of a machine that is in a file. Raises InputError or ProgramError."""
+    program = read_any(path)
+    if program.system is not None:
+        raise InputError(f"{path}: a program of a system, which `capvisor run` runs; this verb takes programs of a machine")
+    return program

@@ -1,6 +1,8 @@
 """`capvisor run`."""
 
 import shlex
+from collections.abc import Callable
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,16 @@ from capvisor.cli import programs
 from capvisor.cli.options import implementation_option, json_option, parse_settings, paths_argument, seed_option
 from capvisor.cli.output import check_writable, console, table, write_json
 from capvisor.cli.status import InputError, Status
-from capvisor.cli.trace import Tracer
+from capvisor.cli.trace import SystemTracer, Tracer
+from capvisor.dsl.costs import Cost
 from capvisor.dsl.draw import fix
 from capvisor.dsl.runner import Implementation, Verdict
 from capvisor.dsl.runner import run as run_program
 from capvisor.dsl.syntax import Any as AnyValue
+from capvisor.dsl.syntax import Program
+from capvisor.dsl.system import policy_named
+from capvisor.dsl.system_runner import SystemVerdict, run_system
+from capvisor.spec.policy import POLICIES, MonitorPolicy
 
 
 @click.command()
@@ -23,6 +30,13 @@ from capvisor.dsl.syntax import Any as AnyValue
 @click.option("--set", "settings", multiple=True, metavar="NAME=NUMBER", help="Give an `any` value; may be repeated.")
 @seed_option
 @click.option("--trace", is_flag=True, help="Show each step: the operation, and what it changed.")
+@click.option("--cost", is_flag=True, help="Of systems: count calls, crossings, operations on capabilities and copies.")
+@click.option(
+    "--policy",
+    "policy_name",
+    metavar="NAME",
+    help=f"Of systems: the monitor's policy, instead of the program's: {', '.join(POLICIES)}, or without:GUARD,...",
+)
 @json_option
 def run(
     paths: tuple[Path, ...],
@@ -30,41 +44,84 @@ def run(
     settings: tuple[str, ...],
     seed: int,
     trace: bool,
+    cost: bool,
+    policy_name: str | None,
     json_path: Path | None,
 ) -> int:
     """Run programs (files, or folders of *.cap), each with one value for every `any`.
 
-    By default on the reference and on the fast path, with whole states compared after every step.
+    By default on the reference and on the fast path, with whole states compared after every step. Programs of a system run
+    on the reference, with every step held against the system's invariants.
     """
     found = list(programs.find(paths))
     check_writable(json_path, found)
     given = parse_settings(settings)
-    files = [programs.read(path) for path in found]
+    policy = None if policy_name is None else _policy(policy_name)
+    files = [programs.read_any(path) for path in found]
     if given and len(files) > 1:
         raise InputError("--set needs a single program: names mean something else in each")
+    systems = [program for program in files if program.system is not None]
+    _check_options(systems, files, policy_name, cost, implementation)
     out = console()
-    verdicts = []
+    verdicts: list[Verdict] = []
     for program in files:
-        watch = Tracer(out.print) if trace else None
         if trace:
             out.print(f"{program.source}")
-        verdict = run_program(program, fix(program, given, seed), Implementation(implementation), watch)
-        verdicts.append(verdict)
-    columns = ("program", "operations", "traps", "assertions", "states compared", "result")
-    rows = [_row(verdict) for verdict in verdicts]
-    out.print(table(columns, rows, right=(1, 2, 3, 4)), soft_wrap=False)
+        values = fix(program, given, seed)
+        if program.system is None:
+            watch = Tracer(out.print) if trace else None
+            verdicts.append(run_program(program, values, Implementation(implementation), watch))
+        else:
+            verdicts.append(run_system(program, values, policy, SystemTracer(out.print) if trace else None))
+    of_machines = [each for each in verdicts if not isinstance(each, SystemVerdict)]
+    of_systems = [each for each in verdicts if isinstance(each, SystemVerdict)]
+    if of_machines:
+        columns = ("program", "operations", "traps", "assertions", "states compared", "result")
+        out.print(table(columns, [_row(each) for each in of_machines], right=(1, 2, 3, 4)), soft_wrap=False)
+    if of_systems:
+        rows = [_system_row(each) for each in of_systems]
+        out.print(table(_SYSTEM_COLUMNS, rows, right=(2, 3, 4, 5, 6)), soft_wrap=False)
+    for each in of_systems if cost else ():
+        out.print(f"\n{each.program.source}")
+        out.print(table(_COST_COLUMNS, _cost_rows(each), right=(1, 2, 3, 4, 5)), soft_wrap=False)
     for verdict in verdicts:
         if verdict.failure is not None:
-            failure = verdict.failure
-            out.print(f"\n{verdict.program.source}:{failure.line}: {failure.kind}: {failure.message}")
-            if verdict.values:
-                shown = [word for name, value in _any_values(verdict).items() for word in ("--set", f"{name}={value:#x}")]
-                out.print(f"  again: {shlex.join(['capvisor', 'run', verdict.program.source, *shown])}")
+            _report(out.print, verdict, policy_name)
     failed = sum(not verdict.passed for verdict in verdicts)
     if len(verdicts) > 1:
         out.print(f"\n{len(verdicts) - failed} of {len(verdicts)} passed")
     write_json(json_path, "run", {"implementation": implementation, "programs": [_as_json(v) for v in verdicts]})
     return Status.VIOLATION if failed else Status.OK
+
+
+def _policy(name: str) -> tuple[str, MonitorPolicy]:
+    try:
+        return policy_named(name)
+    except LookupError as error:
+        raise InputError(f"--policy {name}: {error.args[0]}; or `without:GUARD,...`") from None
+
+
+def _check_options(
+    systems: list[Program], files: list[Program], policy_name: str | None, cost: bool, implementation: str
+) -> None:
+    """Options that the programs can't be run with. Raises InputError."""
+    if systems and implementation == Implementation.FAST.value:
+        raise InputError(f"{systems[0].source}: a program of a system runs on the reference alone so far")
+    if (policy_name is not None or cost) and len(systems) < len(files):
+        other = next(program for program in files if program.system is None)
+        option = "--cost" if policy_name is None else "--policy"
+        raise InputError(f"{option} is for programs of a system: {other.source} has none")
+
+
+def _report(write: Callable[[str], None], verdict: Verdict, policy_name: str | None) -> None:
+    """What went wrong, and how to see it again."""
+    failure = verdict.failure
+    assert failure is not None
+    write(f"\n{verdict.program.source}:{failure.line}: {failure.kind}: {failure.message}")
+    if verdict.values or policy_name is not None:
+        words = [] if policy_name is None else ["--policy", policy_name]
+        words += [word for name, value in _any_values(verdict).items() for word in ("--set", f"{name}={value:#x}")]
+        write(f"  again: {shlex.join(['capvisor', 'run', verdict.program.source, *words])}")
 
 
 def _any_values(verdict: Verdict) -> dict[str, int]:
@@ -83,9 +140,47 @@ def _row(verdict: Verdict) -> tuple[object, ...]:
     )
 
 
+_SYSTEM_COLUMNS = (*("program", "policy", "operations", "traps", "calls", "refused", "assertions", "violated", "result"),)
+
+
+def _system_row(verdict: SystemVerdict) -> tuple[object, ...]:
+    *_counts, result = _row(verdict)
+    return (
+        verdict.program.source,
+        verdict.policy,
+        verdict.operations,
+        verdict.traps,
+        verdict.calls,
+        verdict.refusals,
+        verdict.assertions,
+        ", ".join(verdict.violations) or "none",
+        result,
+    )
+
+
+_COST_COLUMNS = ("mechanism", "calls", "crossings", "capability operations", "copies", "bytes copied")
+
+
+def _cost_rows(verdict: SystemVerdict) -> list[tuple[object, ...]]:
+    rows = [(name, *astuple(cost)) for name, cost in verdict.costs.items() if any(astuple(cost))]
+    counts = [astuple(cost) for cost in verdict.costs.values()]
+    return [*rows, ("all", *(sum(column) for column in zip(astuple(Cost()), *counts, strict=True)))]
+
+
+def _system_json(verdict: SystemVerdict) -> dict[str, Any]:
+    return {
+        "policy": verdict.policy,
+        "calls": verdict.calls,
+        "refusals": verdict.refusals,
+        "violations": {name: asdict(violation) for name, violation in verdict.violations.items()},
+        "costs": {name: asdict(cost) for name, cost in verdict.costs.items()},
+    }
+
+
 def _as_json(verdict: Verdict) -> dict[str, Any]:
     failure = verdict.failure
-    return {
+    of_system = {"system": _system_json(verdict)} if isinstance(verdict, SystemVerdict) else {}
+    return of_system | {
         "program": verdict.program.source,
         "values": verdict.values,
         "operations": verdict.operations,

@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 from capvisor.dsl.printer import print_instruction
 from capvisor.dsl.runner import Step
-from capvisor.dsl.states import describe, hart_granules, lane_capability, lane_granules
+from capvisor.dsl.states import describe, hart_granules, lane_capability, lane_granules, store_granules
+from capvisor.dsl.system_runner import Executed
+from capvisor.model import capability
 from capvisor.model.capability import Capability
 from capvisor.model.memory import EMPTY, Granule
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.registers import REGISTER_COUNT
 
-_OPERATION_COLUMNS = 42
+_OPERATION_COLUMNS, _AGENT_COLUMNS = 42, 10
 
 
 class Tracer:
@@ -29,18 +31,57 @@ class Tracer:
         else:
             operation = print_instruction(step.instruction)
             changes = [] if step.cause is None else [f"refused: {step.cause}"]
-            pairs = enumerate(zip(self._registers, registers, strict=True))
-            changes += [f"c{n} = {describe(after)}" for n, (before, after) in pairs if before != after]
-            for index in sorted(granules.keys() | self._granules.keys()):
-                after = granules.get(index, EMPTY)
-                if after != self._granules.get(index, EMPTY):
-                    address = base + index * fmt.capability_bytes
-                    changes.append(f"memory {address:#x} = {_describe_granule(fmt, after)}")
+            changes += _register_changes(self._registers, registers)
+            changes += _granule_changes(fmt, base, self._granules, granules)
         self._registers, self._granules = registers, granules
-        first, *others = changes or ["no change"]
-        self._write(f"{step.line:>5}  {operation:<{_OPERATION_COLUMNS}}  {first}")
-        for change in others:
-            self._write(f"{'':>5}  {'':<{_OPERATION_COLUMNS}}  {change}")
+        _write_step(self._write, f"{step.line:>5}  {operation:<{_OPERATION_COLUMNS}}", changes)
+
+
+class SystemTracer:
+    """Prints each step of a system: line, agent, operation, what changed, and who goes on where that is someone else."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._registers: dict[str, list[Capability]] = {}
+        self._granules: dict[int, Granule] = {}
+
+    def __call__(self, step: Executed) -> None:
+        memory = step.monitor.memory
+        changes = [step.outcome] if step.outcome else []
+        if step.thread is not None:
+            hart = step.thread.hart
+            registers = [hart.capability(number) for number in range(REGISTER_COUNT)]
+            null = [capability.null(hart.format)] * REGISTER_COUNT
+            changes += _register_changes(self._registers.get(step.agent, null), registers)
+            self._registers[step.agent] = registers
+        granules = store_granules(memory.store)
+        changes += _granule_changes(memory.format, memory.base, self._granules, granules)
+        self._granules = granules
+        if step.crossing is not None:
+            changes.append(f"{step.crossing[0]} -> {step.crossing[1]}")
+        _write_step(self._write, f"{step.line:>5}  {step.agent:<{_AGENT_COLUMNS}}{step.text:<{_OPERATION_COLUMNS}}", changes)
+
+
+def _write_step(write: Callable[[str], None], head: str, changes: list[str]) -> None:
+    """A step's line, with its first change, and a line for each other one."""
+    first, *others = changes or ["no change"]
+    write(f"{head}  {first}")
+    for change in others:
+        write(f"{'':<{len(head)}}  {change}")
+
+
+def _register_changes(before: list[Capability], after: list[Capability]) -> list[str]:
+    pairs = enumerate(zip(before, after, strict=True))
+    return [f"c{number} = {describe(new)}" for number, (old, new) in pairs if old != new]
+
+
+def _granule_changes(fmt: CapabilityFormat, base: int, before: dict[int, Granule], after: dict[int, Granule]) -> list[str]:
+    changes = []
+    for index in sorted(before.keys() | after.keys()):
+        new = after.get(index, EMPTY)
+        if new != before.get(index, EMPTY):
+            changes.append(f"memory {base + index * fmt.capability_bytes:#x} = {_describe_granule(fmt, new)}")
+    return changes
 
 
 def _describe_granule(fmt: CapabilityFormat, granule: Granule) -> str:

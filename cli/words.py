@@ -5,12 +5,12 @@ import click
 from capvisor.cli.output import console
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.parser import parse
-from capvisor.dsl.printer import print_instruction
+from capvisor.dsl.printer import instruction_of, print_instruction
 from capvisor.dsl.runner import operand_value
-from capvisor.dsl.syntax import Expression, Instruction, Integer, Name, Operator, Register, Unary
+from capvisor.dsl.syntax import Instruction
 from capvisor.spec.encodings import ORDERING_BIT, WORD_MASK, decode, encodings
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.operations import OPERATIONS, Mode, OperandKind
+from capvisor.spec.operations import OPERATIONS, Mode
 
 _format = click.option(
     "--format",
@@ -81,8 +81,7 @@ def disassembled(word: int, xlen: int, mode: Mode) -> str | None:
     if decoded is None:
         return None
     name, numbers = decoded
-    operands = tuple(_operand(kind, value) for kind, value in zip(OPERATIONS[name].operands, numbers, strict=True))
-    return with_ordering(print_instruction(Instruction(name, operands)), name, ordering_of(word))
+    return with_ordering(print_instruction(instruction_of(name, numbers)), name, ordering_of(word))
 
 
 _ORDERINGS = ("", ".rl", ".aq", ".aqrl")
@@ -106,11 +105,3 @@ def with_ordering(text: str, name: str, ordering: int) -> str:
 def ordering_of(word: int) -> int:
     """The ordering that an atomic instruction's word asks for: bit 1 is aq, bit 0 rl."""
     return word >> ORDERING_BIT & 3
-
-
-def _operand(kind: OperandKind, value: int) -> Expression:
-    if kind.is_register:
-        return Register(value, kind.is_capability)
-    if value in kind.names.values():
-        return Name(next(name for name, number in kind.names.items() if number == value))
-    return Integer(str(value)) if value >= 0 else Unary(Operator.SUBTRACT, Integer(str(-value)))

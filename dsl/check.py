@@ -10,6 +10,9 @@ from capvisor.dsl.syntax import (
     Any,
     Assert,
     Binary,
+    By,
+    Create,
+    Destroy,
     Expectation,
     Expression,
     FieldOf,
@@ -25,6 +28,7 @@ from capvisor.dsl.syntax import (
     Register,
     Truth,
     Unary,
+    Violates,
     walk,
 )
 from capvisor.spec.formats import FORMATS, CapabilityFormat
@@ -36,7 +40,7 @@ _LOGICAL = {Operator.IMPLIES, Operator.OR, Operator.AND}
 _EQUALITY = {Operator.EQUAL, Operator.NOT_EQUAL}
 _ORDER = {Operator.LESS, Operator.LESS_EQUAL, Operator.GREATER, Operator.GREATER_EQUAL}
 _SHIFTS = {Operator.SHIFT_LEFT, Operator.SHIFT_RIGHT}
-_RESERVED = {
+RESERVED = {
     "any",
     "and",
     "or",
@@ -60,10 +64,12 @@ MAXIMUM_SHIFT = 1024
 
 def check(program: Program) -> None:
     """Raises ProgramError for the first thing that is wrong with a program."""
-    _Checker(program).check()
+    Checker(program).check()
 
 
-class _Checker:
+class Checker:
+    """Walks through the statements of a program for one machine, and keeps what has been said so far."""
+
     def __init__(self, program: Program) -> None:
         self._program = program
         self._lets: dict[str, Let] = {}
@@ -75,7 +81,11 @@ class _Checker:
         return ProgramError(message, position, self._program.source, self._program.text)
 
     def check(self) -> None:
+        """Look at every statement, in order."""
         for statement in self._program.statements:
+            if isinstance(statement, By | Create | Destroy | Violates):
+                message = "agents are of a system: the program needs `system cvm { alice size 4K }`, and no machine"
+                raise self._error(message, statement.position)
             if not isinstance(statement, Machine) and self._format is None:
                 raise self._error("the machine must come first: `machine cc128 { ... }`", statement.position)
             match statement:
@@ -98,30 +108,36 @@ class _Checker:
         if self._format is not None:
             raise self._error("a program has one machine", machine.position)
         if machine.format not in FORMATS:
-            message = f"unknown capability format `{machine.format}`{_suggest(machine.format, FORMATS)}"
+            message = f"unknown capability format `{machine.format}`{suggest(machine.format, FORMATS)}"
             raise self._error(message, machine.position)
-        self._format = fmt = FORMATS[machine.format]
+        self._format = FORMATS[machine.format]
         for register in machine.roots:
             if register == 0:
                 raise self._error("c0 is always NULL: it can't start as root", machine.position)
         if len(set(machine.roots)) != len(machine.roots):
             raise self._error("a register is given twice", machine.position)
         self._started |= set(machine.roots)
-        if machine.memory_base is None or machine.memory_size is None:
+        self._memory(machine.memory_base, machine.memory_size, "the machine's memory")
+
+    def _memory(self, memory_base: Expression | None, memory_size: Expression | None, what: str) -> None:
+        """Memory, where there is one, consists of granules of the address space."""
+        if memory_base is None or memory_size is None:
             return
-        base, size = (self._constant(part, "the machine's memory") for part in (machine.memory_base, machine.memory_size))
+        assert self._format is not None
+        fmt = self._format
+        base, size = (self._constant(part, what) for part in (memory_base, memory_size))
         granule = fmt.capability_bytes
         if base < 0 or size <= 0 or base + size > fmt.address_space:
             raise self._error(
                 f"memory of {_short(size)} bytes at {_short(base)} isn't within the {fmt.address_width}-bit address space",
-                machine.memory_base.position,
+                memory_base.position,
             )
         if base % granule or size % granule:
             message = f"memory must start and end at a multiple of {granule} bytes, a capability's size in {fmt.name}"
-            raise self._error(message, machine.memory_base.position)
+            raise self._error(message, memory_base.position)
 
     def _let(self, let: Let) -> None:
-        if let.name in REGISTER_NUMBERS or let.name in _RESERVED or not let.name.isidentifier():
+        if let.name in REGISTER_NUMBERS or let.name in RESERVED or not let.name.isidentifier():
             what = "a register" if let.name in REGISTER_NUMBERS else "a word of the language"
             reason = what if let.name.isidentifier() else "no plain name"
             raise self._error(f"`{let.name}` can't name a value: it is {reason}", let.position)
@@ -171,7 +187,7 @@ class _Checker:
         self._has_begun = True
         row = OPERATIONS.get(instruction.name)
         if row is None:
-            message = f"unknown operation `{instruction.name}`{_suggest(instruction.name, OPERATIONS)}"
+            message = f"unknown operation `{instruction.name}`{suggest(instruction.name, OPERATIONS)}"
             raise self._error(message, instruction.position)
         if row.minimum_xlen > self._format.address_width:
             width = self._format.address_width
@@ -179,7 +195,7 @@ class _Checker:
             raise self._error(message, instruction.position)
         if len(instruction.operands) != len(row.operands):
             expected, found = len(row.operands), len(instruction.operands)
-            message = f"`{row.name}` takes `{row.syntax}`: {_count(expected, 'operand')}, found {found}"
+            message = f"`{row.name}` takes `{row.syntax}`: {count(expected, 'operand')}, found {found}"
             if not (row.has_address_syntax and found == expected - 1):
                 raise self._error(message, instruction.position)
         if row.has_address_syntax and not (instruction.has_address or instruction.has_address is None):
@@ -204,7 +220,7 @@ class _Checker:
                 raise self._error(f"`{name}` takes `{syntax}`: `{kind.value}` must be a number", operand.position)
             if kind.names and isinstance(operand, Name):
                 if operand.name not in kind.names:
-                    known = _suggest(operand.name, kind.names) or f": there are {_list(kind.names)}"
+                    known = suggest(operand.name, kind.names) or f": there are {listed(kind.names)}"
                     raise self._error(f"`{name}` knows no register `{operand.name}`{known}", operand.position)
                 return
             value = self._constant(operand, f"the immediate of `{name}`")
@@ -221,7 +237,7 @@ class _Checker:
     def _expectations(self, expectations: tuple[Expectation, ...], traps: tuple[str, ...]) -> None:
         for index, expectation in enumerate(expectations):
             if expectation.cause not in CAUSES_BY_NAME:
-                message = f"unknown trap cause `{expectation.cause}`{_suggest(expectation.cause, CAUSES_BY_NAME)}"
+                message = f"unknown trap cause `{expectation.cause}`{suggest(expectation.cause, CAUSES_BY_NAME)}"
                 raise self._error(message, expectation.position)
             if expectation.cause not in traps:
                 known = f"it can give {', '.join(traps)}"
@@ -230,6 +246,10 @@ class _Checker:
                 self._condition(expectation.when, "`when` needs a condition")
             elif index != len(expectations) - 1:
                 raise self._error("nothing can follow a `!trap` without `when`", expectations[index + 1].position)
+
+    def _value_names(self) -> Iterable[str]:
+        """The names that stand for numbers."""
+        return self._lets
 
     # -- types -----------------------------------------------------------------------------------------------------------
 
@@ -249,15 +269,16 @@ class _Checker:
             case Integer() | Register():
                 return False
             case Name(name):
-                if name not in self._lets:
+                known = self._value_names()
+                if name not in known:
                     raise self._error(
-                        f"`{name}` has no value{_suggest(name, self._lets) or ': no `let` names it'}",
+                        f"`{name}` has no value{suggest(name, known) or ': no `let` names it'}",
                         expression.position,
                     )
                 return False
             case FieldOf(_, name):
                 if name not in FIELDS:
-                    message = f"a capability has no field `{name}`{_suggest(name, FIELDS) or f': it has {_list(FIELDS)}'}"
+                    message = f"a capability has no field `{name}`{suggest(name, FIELDS) or f': it has {listed(FIELDS)}'}"
                     raise self._error(message, expression.position)
                 return FIELDS[name].is_condition
             case Unary(Operator.NOT, operand):
@@ -290,14 +311,17 @@ def _short(number: int) -> str:
     return text if len(text) <= 40 else f"{text[:20]}...{text[-8:]}"
 
 
-def _suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The known word that is meant, for the end of a message; nothing where none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def _list(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names for a message."""
     return ", ".join(names)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """So many of something, in words."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

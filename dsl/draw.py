@@ -11,11 +11,11 @@ import numpy as np
 
 from capvisor.dsl.edges import edge_numbers
 from capvisor.dsl.errors import NoValuesError, ProgramError
-from capvisor.dsl.evaluate import evaluate, memory_of
+from capvisor.dsl.evaluate import evaluate, format_of, memory_of
 from capvisor.dsl.lanes import LaneInt, as_flags, as_words
 from capvisor.dsl.syntax import Any, Binary, Expression, Name, Operator, Program, walk
+from capvisor.dsl.system import constants_of
 from capvisor.fastpath.workspace import Flags, Words
-from capvisor.spec.formats import FORMATS
 
 ROUNDS = 100
 """How often lanes whose values don't satisfy a `where` are drawn again."""
@@ -43,7 +43,7 @@ class Names:
 def landmarks_of(program: Program) -> list[int]:
     """Numbers near which values are worth trying: the ends of memory, its size, a capability's size."""
     base, size = memory_of(program)
-    ends = (base, base + size, size, FORMATS[program.machine.format].capability_bytes)
+    ends = (base, base + size, size, format_of(program).capability_bytes)
     return [end % 2**64 for end in ends]
 
 
@@ -80,7 +80,7 @@ def fix(program: Program, given: Mapping[str, int], seed: int) -> dict[str, int]
             known = [let.name for let in program.lets if isinstance(let.value, Any)]
             raise ProgramError(
                 f"`{name}` is no `any` value of this program: it has {', '.join(known) or 'none'}",
-                program.machine.position,
+                program.setup.position,
                 program.source,
             )
         value = lets[name].value
@@ -90,7 +90,7 @@ def fix(program: Program, given: Mapping[str, int], seed: int) -> dict[str, int]
     # Enough lanes that even a rare condition is met in one.
     rng = np.random.default_rng(seed)
     landmarks = landmarks_of(program)
-    values: Values = {}
+    values: Values = dict(constants_of(program))
     met = np.ones(256, np.bool_)
     for let in lets.values():
         if let.name in given:
@@ -108,7 +108,7 @@ def fix(program: Program, given: Mapping[str, int], seed: int) -> dict[str, int]
             reason = "no values of the others were found with which" if let.name in given else "no value was found that"
             message = f"`{let.name}`: {reason} {'it ' if let.name in given else ''}satisfies its `where`"
             raise NoValuesError(message, let.position, program.source, program.text)
-    return in_lane(values, int(np.argmax(met)))
+    return in_lane({name: values[name] for name in lets}, int(np.argmax(met)))
 
 
 def _draw_any(

@@ -20,6 +20,7 @@ from capvisor.dsl.syntax import (
     Truth,
     Unary,
 )
+from capvisor.spec.formats import FORMATS, CapabilityFormat
 
 
 class Environment(Protocol):
@@ -103,9 +104,22 @@ def constant(expression: Expression) -> int:
     return value
 
 
+DEFAULT_MEMORY = (0x8000_0000, 1 << 20)
+"""Base and size in bytes of a system's memory where nothing is said."""
+
+
 def memory_of(program: Program) -> tuple[int, int]:
-    """Base and size in bytes of the memory of a checked program's machine; the size is 0 where it has none."""
-    machine = program.machine
-    if machine.memory_base is None or machine.memory_size is None:
-        return 0, 0
-    return constant(machine.memory_base), constant(machine.memory_size)
+    """Base and size in bytes of a checked program's memory; the size is 0 where a machine has none."""
+    setup = program.setup
+    if setup.memory_base is None or setup.memory_size is None:
+        return (0, 0) if program.system is None else DEFAULT_MEMORY
+    return constant(setup.memory_base), constant(setup.memory_size)
+
+
+DEFAULT_FORMAT = "cc128"
+"""A system's capability format where nothing is said."""
+
+
+def format_of(program: Program) -> CapabilityFormat:
+    """The capability format of a checked program."""
+    return FORMATS[program.setup.format or DEFAULT_FORMAT]

@@ -1,6 +1,7 @@
 """From text to the typed tree."""
 
 import re
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any as AnyType
@@ -10,8 +11,10 @@ from lark.exceptions import VisitError
 
 from capvisor.dsl import syntax
 from capvisor.dsl.check import check
+from capvisor.dsl.check_system import check_system
 from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.syntax import Operator, Position, Program
+from capvisor.spec.cvm import CALLS
 from capvisor.spec.registers import REGISTER_NUMBERS
 
 MAXIMUM_NESTING = 100
@@ -24,7 +27,10 @@ needs, and little enough for Python's stack and for messages."""
 def parse(text: str, source: str = "<program>") -> Program:
     """Parse and check a program. Raises ProgramError, which says where and what was expected."""
     program = parse_unchecked(text, source)
-    check(program)
+    if program.system is None:
+        check(program)
+    else:
+        check_system(program)
     return program
 
 
@@ -89,11 +95,14 @@ _EXAMPLES: dict[str, list[str]] = {
         "li x5 1",
         "csetaddr c2, c1 1",
         "li x5, 1 2",
+        'alice: file_revoke "k" 1',
+        'alice: enter file_revoke "k" 1',
     ],
     "missing `)`": ["assert (1 == 1\n", "cld x1, 0(c1\n", "cld x1, 0(c1 !trap A"],
     "missing operand after `,`": ["csetaddr c2,\n", "csetaddr c2, , x5", "csetaddr c2, c1,\n"],
     "missing `=` after the name": ["let x any u64", "let x 5", "let x\n"],
     "missing name after `let`": ["let = 5", "let\n"],
+    "missing `{` after the system's kind": ["system cvm alice size 4K", "system cvm\n"],
     "missing `{` after the machine's format": ["machine cc128 memory 0 size 1", "machine cc128\n"],
     "a comparison is `==`; `=` gives a value to a `let`": ["assert x5 = 5", "assert c1.base = 5", "assert 1 + 1 = 2"],
     "comparisons don't chain (write `a < b and b < c`)": ["assert 1 < 2 < 3", "assert 1 == 2 == 3"],
@@ -121,6 +130,20 @@ _EXAMPLES: dict[str, list[str]] = {
         "assert -\n",
     ],
     "missing field after `.`": ["assert c1.\n"],
+    "missing what the agent does after `:`": ["alice:\n"],
+    "missing `:` after the agent": ["alice/2 cld x7, 0(c1)", "alice/2\n"],
+    "missing the thread's number after `/`": ["alice/:", "alice/x:", "alice/\n"],
+    "missing the call after `enter`": ["alice: enter\n"],
+    "missing `ok` or `refused CODE` after `->`": ["alice: wait c11 ->\n", "alice: leave ->\n", "deployer: destroy bob ->\n"],
+    "the deployer can `create NAME size SIZE` and `destroy NAME`": [
+        "deployer: create\n",
+        "deployer: destroy\n",
+        "deployer: csetaddr c1, c2, x3",
+        "deployer:\n",
+    ],
+    "missing `size` and the region's size": ["deployer: create bob\n", "deployer: create bob at 5"],
+    "missing `violates` and the invariants after `expect`": ["expect C1", "expect\n"],
+    "missing an invariant's name": ["expect violates\n", "expect violates C1,\n"],
     "a `given` register is `capability(TAG, HIGH, ADDRESS)`": [
         "given c1 = 5",
         "given c1 = root",
@@ -141,12 +164,24 @@ _MACHINE_EXAMPLES: dict[str, list[str]] = {
         "machine cc128 { memory 0 size 1 c1 = root }",
         "machine cc128 { c1 = root c2 = root }",
     ],
+    "missing `size` and the region's size": ["system cvm { alice }", "system cvm { alice; bob }", "system cvm { alice at 5"],
+    "missing `;` between the system's parts": [
+        "system cvm { alice size 4K bob size 4K }",
+        "system cvm { policy intended bob size 4K }",
+        "system cvm { format cc64 bob size 4K }",
+    ],
+    "missing a policy's name, or `without` and a guard": ["system cvm { policy }", "system cvm { policy; alice size 4K }"],
+    "missing a guard's name after `without`": ["system cvm { policy without }", "system cvm { policy without; }"],
+    "missing the name of the region around it": ["system cvm { app size 2K in }", "system cvm { app size 2K in; }"],
     "a register of the machine starts as `root`": ["machine cc128 { c1 = 5 }", "machine cc128 { c1 = other }"],
-    "a comment can't stand within the machine's braces": [
+    "a comment can't stand within these braces": [
         "machine cc128 { # x",
         "machine cc128 { c1 = root # x",
         "machine cc128 { c1 = root\n # x",
         "machine cc128 { memory 0 size 1 # x",
+        "system cvm { # x",
+        "system cvm { alice size 4K # x",
+        "system cvm { alice size 4K\n # x",
     ],
 }
 
@@ -154,6 +189,8 @@ _MACHINE_EXAMPLES: dict[str, list[str]] = {
 def _syntax_error(error: UnexpectedInput, text: str, source: str) -> ProgramError:
     """Lark's error, in the words of the language."""
     position = Position(max(error.line, 1), max(error.column, 1))
+    if isinstance(error, UnexpectedCharacters) and error.char == '"':
+        return ProgramError('missing `"` at the end of the text', position, source, text)
     if isinstance(error, UnexpectedCharacters):
         return ProgramError(f"unexpected character `{error.char}`", position, source, text)
     assert isinstance(error, UnexpectedToken)
@@ -216,6 +253,14 @@ def _token_at(token: Token) -> Position:
     return Position(token.line or 0, token.column or 0)
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """A word that a system's braces give: its policy, a guard that is off, its capability format."""
+
+    kind: str
+    name: str
+
+
 @v_args(meta=True)
 class _ToSyntax(Transformer[Token, Program]):
     """Lark's tree to ours, one method a rule of the grammar."""
@@ -244,6 +289,103 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def memory(self, meta: AnyType, children: list[AnyType]) -> tuple[AnyType, AnyType]:
         return children[0], children[1]
+
+    def system(self, meta: AnyType, children: list[AnyType]) -> syntax.System:
+        items = children[1:]
+        base, size = self._only(meta, "memory", [item for item in items if isinstance(item, tuple)]) or (None, None)
+        settings = [item for item in items if isinstance(item, _Setting)]
+        formats = [each.name for each in settings if each.kind == "format"]
+        policies = [each.name for each in settings if each.kind == "policy"]
+        return syntax.System(
+            str(children[0]),
+            self._only(meta, "format", formats),
+            base,
+            size,
+            self._only(meta, "policy", policies),
+            tuple(each.name for each in settings if each.kind == "without"),
+            tuple(item for item in items if isinstance(item, syntax.Region)),
+            _at(meta),
+        )
+
+    def _only(self, meta: AnyType, what: str, found: list[AnyType]) -> AnyType:
+        """The one that there may be of something."""
+        if len(found) > 1:
+            raise ProgramError(f"a system has one {what}", _at(meta), self._source, self._text)
+        return found[0] if found else None
+
+    def policy(self, meta: AnyType, children: list[Token]) -> "_Setting":
+        return _Setting("policy", str(children[0]))
+
+    def without(self, meta: AnyType, children: list[Token]) -> "_Setting":
+        return _Setting("without", str(children[0]))
+
+    def format(self, meta: AnyType, children: list[Token]) -> "_Setting":
+        return _Setting("format", str(children[0]))
+
+    def region(self, meta: AnyType, children: list[AnyType]) -> syntax.Region:
+        name, size, at, outer, purecap = children
+        outer = None if outer is None else str(outer)
+        return syntax.Region(str(name), size, at, outer, purecap is not None, _token_at(name))
+
+    def agent(self, meta: AnyType, children: list[Token]) -> syntax.Agent:
+        name, thread = children
+        number = 1 if thread is None else syntax.Integer(str(thread)).value
+        return syntax.Agent(str(name), number, _token_at(name))
+
+    def by(self, meta: AnyType, children: list[AnyType]) -> syntax.By:
+        return syntax.By(children[0], children[1], _at(meta))
+
+    def act(self, meta: AnyType, children: list[AnyType]) -> syntax.Call | syntax.Instruction:
+        name, rest, result = children[0], children[1:-1], children[-1]
+        if str(name) not in CALLS:
+            if result is not None:
+                raise self._error("only a call has a result (`->`); of an instruction, say `!trap`", result.position)
+            texts = [child for child in rest if isinstance(child, syntax.Text)]
+            if texts:
+                raise self._error(f"`{name}` is no call of the monitor, and takes no text", texts[0].position)
+            return self.instruction(meta, [name, *rest])
+        expectations = [child for child in rest if isinstance(child, syntax.Expectation)]
+        if expectations:
+            raise self._error(
+                "a call is refused with a code, `-> refused CODE`, and gives no trap", expectations[0].position
+            )
+        return syntax.Call(str(name), self._arguments(name, rest), result, _token_at(name))
+
+    def enter(self, meta: AnyType, children: list[AnyType]) -> syntax.Enter:
+        return syntax.Enter(str(children[0]), self._arguments(children[0], children[1:]), _token_at(children[0]))
+
+    def leave(self, meta: AnyType, children: list[AnyType]) -> syntax.Leave:
+        return syntax.Leave(children[0], _at(meta))
+
+    def _arguments(self, name: Token, children: list[AnyType]) -> tuple[AnyType, ...]:
+        """The operands of a call: no addresses."""
+        written = [child for child in children if child is not None]
+        if any(isinstance(child, list) for child in written):
+            raise self._error(f"`{name}` takes no address `0(c1)`", _token_at(name))
+        return tuple(written)
+
+    def text(self, meta: AnyType, children: list[Token]) -> syntax.Text:
+        return syntax.Text(str(children[0])[1:-1], _token_at(children[0]))
+
+    def result(self, meta: AnyType, children: list[AnyType]) -> syntax.Result:
+        word, code = children
+        if word == "ok" and code is None:
+            return syntax.Result("OK", _token_at(word))
+        if word != "refused" or code is None:
+            raise self._error("a result is `-> ok` or `-> refused CODE`", _token_at(word))
+        return syntax.Result(str(code), _token_at(code))
+
+    def created(self, meta: AnyType, children: list[AnyType]) -> syntax.Create:
+        return syntax.Create(children[0], children[1], _at(meta))
+
+    def destroyed(self, meta: AnyType, children: list[AnyType]) -> syntax.Destroy:
+        return syntax.Destroy(str(children[0]), children[1], _token_at(children[0]))
+
+    def violated(self, meta: AnyType, children: list[Token]) -> syntax.Violates:
+        return syntax.Violates(tuple(str(name) for name in children), _at(meta))
+
+    def _error(self, message: str, position: Position) -> ProgramError:
+        return ProgramError(message, position, self._source, self._text)
 
     def initial(self, meta: AnyType, children: list[Token]) -> int:
         return REGISTER_NUMBERS[str(children[0])]

@@ -1,30 +1,43 @@
 """From the typed tree to text, in the one form that `capvisor fmt` gives: parsing it gives the same tree."""
 
 from capvisor.dsl.syntax import (
+    Agent,
     Any,
     Assert,
     Binary,
+    By,
+    Call,
+    Create,
+    Destroy,
+    Enter,
     Expectation,
     Expression,
     FieldOf,
     Initial,
     Instruction,
     Integer,
+    Leave,
     Let,
     Line,
     Machine,
     Name,
     Operator,
     Program,
+    Region,
     Register,
+    Result,
     Statement,
+    System,
+    Text,
     Truth,
     Unary,
+    Violates,
 )
 from capvisor.spec.operations import OPERATIONS, OperandKind
 
 _MNEMONIC_COLUMNS = 11
 _COMMENT_GAP = "  "
+_LINE_COLUMNS = 100
 
 # How tightly each operator binds, as in the grammar; the left side of a binary operator may be as loose as itself.
 _BINDING: dict[Operator, int] = {
@@ -51,21 +64,23 @@ _NOT_BINDING, _SIGN_BINDING, _ATOM_BINDING = 4, 12, 13
 
 def print_program(program: Program) -> str:
     """The text of a program, a newline at its end; runs of blank lines become one."""
-    lines = [print_line(line) for line in program.lines]
+    agents = [line.statement.agent for line in program.lines if isinstance(line.statement, By)]
+    columns = max((len(print_agent(agent)) for agent in agents), default=0)
+    lines = [print_line(line, columns) for line in program.lines]
     kept = [line for index, line in enumerate(lines) if line or (index > 0 and lines[index - 1])]
     while kept and not kept[-1]:
         kept.pop()
     return "".join(f"{line}\n" for line in kept)
 
 
-def print_line(line: Line) -> str:
-    statement = "" if line.statement is None else print_statement(line.statement)
+def print_line(line: Line, agent_columns: int = 0) -> str:
+    statement = "" if line.statement is None else print_statement(line.statement, agent_columns)
     if line.comment is None:
         return statement
     return f"{statement}{_COMMENT_GAP}{line.comment}" if statement else line.comment
 
 
-def print_statement(statement: Statement) -> str:
+def print_statement(statement: Statement, agent_columns: int = 0) -> str:
     match statement:
         case Machine():
             return _machine(statement)
@@ -82,6 +97,68 @@ def print_statement(statement: Statement) -> str:
             return print_instruction(statement)
         case Assert(condition):
             return f"assert {print_expression(condition)}"
+        case System():
+            return _system(statement)
+        case By(agent, action):
+            return f"{print_agent(agent):<{agent_columns}} {print_action(action)}"
+        case Create(region, result):
+            return f"deployer: create {_region(region)}{_result(result)}"
+        case Destroy(name, result):
+            return f"deployer: destroy {name}{_result(result)}"
+        case Violates(names):
+            return f"expect violates {', '.join(names)}"
+
+
+def _system(system: System) -> str:
+    """In one line where that is short enough."""
+    parts = []
+    if system.format is not None:
+        parts.append(f"format {system.format}")
+    if system.memory_base is not None and system.memory_size is not None:
+        parts.append(f"memory {print_expression(system.memory_base)} size {print_expression(system.memory_size)}")
+    parts += [_region(region) for region in system.regions]
+    if system.policy is not None:
+        parts.append(f"policy {system.policy}")
+    parts += [f"policy without {guard}" for guard in system.without]
+    line = f"system {system.kind} {{ {'; '.join(parts)} }}"
+    if len(line) <= _LINE_COLUMNS:
+        return line
+    return "\n".join([f"system {system.kind} {{", *(f"  {part}" for part in parts), "}"])
+
+
+def _region(region: Region) -> str:
+    place = "" if region.at is None else f" at {print_expression(region.at)}"
+    around = "" if region.outer is None else f" in {region.outer}"
+    return f"{region.name} size {print_expression(region.size)}{place}{around}{' purecap' if region.is_purecap else ''}"
+
+
+def _result(result: Result | None) -> str:
+    if result is None:
+        return ""
+    return "  -> ok" if result.code == "OK" else f"  -> refused {result.code}"
+
+
+def print_agent(agent: Agent) -> str:
+    """An agent as it stands at the start of a line, with the colon."""
+    return f"{agent.name}:" if agent.thread == 1 else f"{agent.name}/{agent.thread}:"
+
+
+def print_action(action: Instruction | Assert | Call | Enter | Leave) -> str:
+    """What an agent does."""
+    match action:
+        case Call(name, operands, result):
+            return f"{_call(name, operands)}{_result(result)}"
+        case Enter(name, operands):
+            return f"enter {_call(name, operands)}"
+        case Leave(result):
+            return f"leave{_result(result)}"
+        case _:
+            return print_statement(action)
+
+
+def _call(name: str, operands: tuple[Expression | Text, ...]) -> str:
+    written = (f'"{each.text}"' if isinstance(each, Text) else print_expression(each) for each in operands)
+    return f"{name} {', '.join(written)}".rstrip()
 
 
 def _machine(machine: Machine) -> str:
@@ -105,6 +182,22 @@ def print_instruction(instruction: Instruction) -> str:
     if len(instruction.name) >= _MNEMONIC_COLUMNS:
         text = f"{instruction.name} {', '.join(operands)}"
     return "  ".join([text, *(_expectation(expectation) for expectation in instruction.expectations)])
+
+
+def instruction_of(name: str, numbers: tuple[int, ...]) -> Instruction:
+    """An operation with operands that are numbers, as one would write it."""
+    kinds = OPERATIONS[name].operands
+    return Instruction(name, tuple(_written(kind, value) for kind, value in zip(kinds, numbers, strict=True)))
+
+
+def _written(kind: OperandKind, value: int) -> Expression:
+    if kind.is_register:
+        return Register(value, kind.is_capability)
+    if value in kind.names.values():
+        return Name(next(name for name, number in kind.names.items() if number == value))
+    if kind is OperandKind.VALUE:
+        return Integer(hex(value))
+    return Integer(str(value)) if value >= 0 else Unary(Operator.SUBTRACT, Integer(str(-value)))
 
 
 def _operand(kind: OperandKind, operand: Expression) -> str:

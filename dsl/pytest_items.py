@@ -14,6 +14,7 @@ from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.parser import parse
 from capvisor.dsl.runner import Failure, run
 from capvisor.dsl.syntax import Any, Program
+from capvisor.dsl.system_runner import run_system
 
 SEED = 0
 """Of the values that are drawn: a test is the same every time."""
@@ -44,14 +45,18 @@ class ProgramItem(pytest.Item):
         self.program = program
 
     def runtest(self) -> None:
-        """Run the program on both implementations; where it has `any` values, then in many lanes too."""
+        """Run the program on both implementations; where it has `any` values, then in many lanes too.
+
+        A program of a system runs once, on the reference.
+        """
         program = self.program
         try:
-            verdict = run(program, fix(program, {}, SEED))
+            values = fix(program, {}, SEED)
+            verdict = run(program, values) if program.system is None else run_system(program, values)
             if verdict.failure is not None:
                 raise ProgramFailedError(program, verdict.failure, verdict.values)
             lanes = self.config.getoption("cap_lanes")
-            if lanes and any(isinstance(let.value, Any) for let in program.lets):
+            if lanes and program.system is None and any(isinstance(let.value, Any) for let in program.lets):
                 self._fuzz(lanes)
         except ProgramError as error:
             raise ProgramFailedError(program, Failure(error.position.line, "can't be run", error.message)) from None

@@ -80,19 +80,12 @@ def cause_name(number: int) -> str | None:
     return CAUSES_BY_NUMBER[number].name if number else None
 
 
-class ReferenceRun:
-    """A program's state on the reference, and the environment of its expressions."""
+class HartView:
+    """A hart of the reference, and the values of names: the environment of expressions."""
 
-    def __init__(self, program: Program, values: Mapping[str, int]) -> None:
-        fmt = FORMATS[program.machine.format]
-        self.hart = Hart(Memory(fmt, *memory_of(program)))
-        for register in program.machine.roots:
-            self.hart.write(register, capability.root(fmt))
+    def __init__(self, hart: Hart, values: Mapping[str, int]) -> None:
+        self.hart = hart
         self._values = values
-        for initial in program.initials:
-            tag, high, address = (evaluate(part, self) for part in (initial.tag, initial.high, initial.address))
-            mask = fmt.address_mask
-            self.hart.write(initial.register, capability.from_memory(fmt, tag != 0, high & mask, address & mask))
 
     def name(self, name: str) -> int:
         return self._values[name]
@@ -102,11 +95,6 @@ class ReferenceRun:
 
     def field(self, register: int, name: str) -> AnyType:
         return FIELDS[name].read(self.hart.capability(register))
-
-    def step(self, instruction: Instruction) -> TrapOutcome:
-        """Execute an operation; cause and trap value if it is refused."""
-        trap = self.hart.step(instruction.name, operand_values(instruction, self))
-        return None if trap is None else (trap.cause.name, trap.value)
 
     def holds(self, condition: Expression) -> bool:
         """A condition's truth."""
@@ -118,6 +106,25 @@ class ReferenceRun:
             if expectation.when is None or evaluate(expectation.when, self):
                 return expectation.cause
         return None
+
+
+class ReferenceRun(HartView):
+    """A program's state on the reference, and the environment of its expressions."""
+
+    def __init__(self, program: Program, values: Mapping[str, int]) -> None:
+        fmt = FORMATS[program.machine.format]
+        super().__init__(Hart(Memory(fmt, *memory_of(program))), values)
+        for register in program.machine.roots:
+            self.hart.write(register, capability.root(fmt))
+        for initial in program.initials:
+            tag, high, address = (evaluate(part, self) for part in (initial.tag, initial.high, initial.address))
+            mask = fmt.address_mask
+            self.hart.write(initial.register, capability.from_memory(fmt, tag != 0, high & mask, address & mask))
+
+    def step(self, instruction: Instruction) -> TrapOutcome:
+        """Execute an operation; cause and trap value if it is refused."""
+        trap = self.hart.step(instruction.name, operand_values(instruction, self))
+        return None if trap is None else (trap.cause.name, trap.value)
 
 
 class LaneRun:
@@ -326,11 +333,11 @@ def _run_assert(
     if len(set(truths.values())) > 1:
         return Failure(line, "implementations differ", f"{text}: {truths}")
     if not next(iter(truths.values())):
-        return Failure(line, "assertion", f"{text} doesn't hold{_operand_report(statement.condition, reference or fast)}")
+        return Failure(line, "assertion", f"{text} doesn't hold{operand_report(statement.condition, reference or fast)}")
     return None
 
 
-def _operand_report(condition: Expression, environment: AnyType) -> str:
+def operand_report(condition: Expression, environment: AnyType) -> str:
     """What the named parts of a failed condition were worth."""
     parts = dict.fromkeys(part for part in walk(condition) if isinstance(part, Name | Register | FieldOf))
     shown = []

@@ -6,7 +6,7 @@ from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
 from capvisor.model import capability
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart
-from capvisor.model.memory import EMPTY, Granule, SparseStore
+from capvisor.model.memory import EMPTY, Granule, GranuleStore, SparseStore
 from capvisor.spec.formats import Permission
 from capvisor.spec.registers import REGISTER_COUNT
 
@@ -83,7 +83,11 @@ def machine_in_state(hart: Hart) -> BatchMachine:
 
 def hart_granules(hart: Hart) -> dict[int, Granule]:
     """The granules of a hart's memory that were ever written, by index."""
-    store = hart.memory.store
+    return store_granules(hart.memory.store)
+
+
+def store_granules(store: GranuleStore) -> dict[int, Granule]:
+    """The granules of a concrete memory that were ever written, by index."""
     assert isinstance(store, SparseStore)
     return dict(store.written())
 

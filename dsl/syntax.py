@@ -181,7 +181,126 @@ class Assert:
     position: Position = _position()
 
 
-Statement = Machine | Let | Initial | Instruction | Assert
+# -- systems ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """A key that is written as text."""
+
+    text: str
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Region:
+    """A compartment: its name and size, where it is if that is said, what it is nested in, and the kind of its code."""
+
+    name: str
+    size: Expression
+    at: Expression | None = None
+    outer: str | None = None
+    is_purecap: bool = False
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class System:
+    """A system of compartments under a monitor: what there is at the start, and the monitor's policy.
+
+    Without memory it has that of `DEFAULT_MEMORY`. The guards in `without` are off.
+    """
+
+    kind: str
+    format: str | None = None
+    memory_base: Expression | None = None
+    memory_size: Expression | None = None
+    policy: str | None = None
+    without: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A thread, by the compartment that it belongs to and its number there; `alice` is `alice/1`."""
+
+    name: str
+    thread: int = 1
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call answers: `ok`, or the reason for which it is refused."""
+
+    code: str
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the monitor, with its arguments in the order of the table in spec/cvm.py."""
+
+    name: str
+    operands: tuple[Expression | Text, ...] = ()
+    result: Result | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Enter:
+    """The first part of a call alone; or, with no operands, the invocation of the outer compartment of that name."""
+
+    name: str
+    operands: tuple[Expression | Text, ...] = ()
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The second part of a call."""
+
+    result: Result | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class By:
+    """What an agent does."""
+
+    agent: Agent
+    action: Instruction | Assert | Call | Enter | Leave
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Create:
+    """The deployer creates a compartment, which starts with one thread."""
+
+    region: Region
+    result: Result | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Destroy:
+    """The deployer ends a compartment."""
+
+    name: str
+    result: Result | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Violates:
+    """The invariants that the program violates; without such a line, none."""
+
+    names: tuple[str, ...]
+    position: Position = _position()
+
+
+Statement = Machine | Let | Initial | Instruction | Assert | System | By | Create | Destroy | Violates
 
 
 @dataclass(frozen=True)
@@ -208,6 +327,16 @@ class Program:
     def machine(self) -> Machine:
         """The machine; a checked program has exactly one."""
         return next(statement for statement in self.statements if isinstance(statement, Machine))
+
+    @property
+    def system(self) -> System | None:
+        """The system, where the program is about one."""
+        return next((statement for statement in self.statements if isinstance(statement, System)), None)
+
+    @property
+    def setup(self) -> Machine | System:
+        """What the program runs on."""
+        return self.system or self.machine
 
     @property
     def lets(self) -> Iterator[Let]:

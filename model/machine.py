@@ -148,6 +148,11 @@ class Hart:
         if register != 0:
             self.registers[register] = capability.null(self.format, value & self.format.address_mask)
 
+    def map_registers(self, function: Callable[[Capability], Capability]) -> None:
+        """Replace what each register but c0 holds by what the function makes of it."""
+        for register in range(1, REGISTER_COUNT):
+            self.registers[register] = function(self.registers[register])
+
     # -- control flow ----------------------------------------------------------------------------------------------------
 
     @property

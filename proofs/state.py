@@ -29,13 +29,13 @@ _NUMBER_BITS = 5
 class ArrayRegisters:
     """A register file of the solver's arrays, which holds anything at first but NULL in c0."""
 
-    def __init__(self, fmt: CapabilityFormat, given: Given) -> None:
+    def __init__(self, fmt: CapabilityFormat, given: Given, name: str = "") -> None:
         number, word = z3.BitVecSort(_NUMBER_BITS), z3.BitVecSort(fmt.address_width)
         self._format, self._given = fmt, given
         self._first = (
-            z3.Array("tags", number, z3.BoolSort()),
-            z3.Array("metas", number, word),
-            z3.Array("addresses", number, word),
+            z3.Array(f"{name}tags", number, z3.BoolSort()),
+            z3.Array(f"{name}metas", number, word),
+            z3.Array(f"{name}addresses", number, word),
         )
         self._now = self._first
         zero = self._in(self._first, 0)
@@ -96,17 +96,24 @@ def any_capability(fmt: CapabilityFormat, given: Given, name: str) -> Capability
     return cap
 
 
-def any_hart(fmt: CapabilityFormat, given: Given) -> ObservedHart:
-    """Any state of a hart; pc is even, and the mode one that there is, as every step leaves them."""
+def any_hart(
+    fmt: CapabilityFormat, given: Given, memory: ObservedMemory | None = None, registers: Any = None, name: str = ""
+) -> ObservedHart:
+    """Any state of a hart; pc is even, and the mode one that there is, as every step leaves them.
+
+    `name` goes before the names of its symbols.
+    """
     width = fmt.address_width
-    hart = ObservedHart(any_memory(fmt, given), given.word("pc", width), ArrayRegisters(fmt, given))
+    memory = any_memory(fmt, given) if memory is None else memory
+    registers = ArrayRegisters(fmt, given, name) if registers is None else registers
+    hart = ObservedHart(memory, given.word(f"{name}pc", width), registers)
     given.assume(hart.pc & 1 == 0)
-    for name in SPECIAL_REGISTERS:
-        setattr(hart, name, any_capability(fmt, given, name))
-    for name in STATE_NUMBERS:
-        setattr(hart, name, given.word(name, 2 if name == "privilege" else width))
-    given.assume(has_modes({name: vars(hart)[name] for name in STATE_NUMBERS}))
-    hart.is_reserved, hart.reservation = given.flag("is_reserved"), given.word("reservation", width)
+    for each in SPECIAL_REGISTERS:
+        setattr(hart, each, any_capability(fmt, given, f"{name}{each}"))
+    for each in STATE_NUMBERS:
+        setattr(hart, each, given.word(f"{name}{each}", 2 if each == "privilege" else width))
+    given.assume(has_modes({each: vars(hart)[each] for each in STATE_NUMBERS}))
+    hart.is_reserved, hart.reservation = given.flag(f"{name}is_reserved"), given.word(f"{name}reservation", width)
     return hart
 
 

@@ -1,4 +1,4 @@
-"""Symbolic tables: rows in arrays of the solver's, by number, behind the interfaces of memory and of the monitor's tables."""
+"""Symbolic tables: rows in arrays of the solver's, by number, behind the interfaces of memory and the monitor."""
 
 import copy
 from collections.abc import Callable, Iterable

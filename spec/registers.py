@@ -111,10 +111,10 @@ STATE_NUMBERS: tuple[str, ...] = ("privilege", *(row.name for row in STATUS_REGI
 """The numbers of a hart's state beside pc and its reservation: the mode, and the CSRs that aren't part of others."""
 
 SYSTEM_REGISTERS: dict[str, Privilege] = {
-    row.name: row.privilege
-    for row in (*SPECIAL_REGISTERS.values(), *STATUS_REGISTERS.values())
-    if row.privilege > Privilege.USER and row.name in (*SPECIAL_REGISTERS, *STATE_NUMBERS)
-} | {"mstatus": Privilege.SUPERVISOR}
+    **{row.name: row.privilege for row in SPECIAL_REGISTERS.values() if row.needs_system_access},
+    **{row.name: row.privilege for row in STATUS_REGISTERS.values() if not row.part_of},
+    "mstatus": Privilege.SUPERVISOR,
+}
 """The registers of the system that are state of their own, with the least privileged mode that may access them.
 
 Supervisor mode has a part of mstatus.

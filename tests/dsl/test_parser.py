@@ -91,7 +91,7 @@ def test_a_wrong_line_is_named_with_its_place(line: str, column: int, message: s
         ("machine cc128 { }\nlet a = 1\nlet a = 2", "`a` already has a value, from line 2"),
         ("machine cc128 { }\nassert " + "(" * 200, "parentheses nest deeper than 100"),
         ("machine cc128 { }\nassert " + "not " * 3000 + "true", "more than 150 operators in one line"),
-        ("machine cc128 { # hi\n}", "a comment can't stand within the machine's braces"),
+        ("machine cc128 { # hi\n}", "a comment can't stand within these braces"),
         ("machine cc128 { }\ncmove c3(c1)", "`cmove` takes `cd, cs1`, and no address"),
         ("machine cc128 { }\ncld x7, 0, c2", "an address is an offset and a register"),
         ("machine cc128 { }\ncld 0(c2), x7", "an address `0(c1)` is the last operand"),

@@ -212,3 +212,11 @@ def test_the_page_shows_a_real_failure(pytester) -> None:
     printed = output(pytester.runpytest(*QUIET))
     assert shown[1].strip() in "\n".join(line.rstrip() for line in printed.splitlines())
     assert "--no-cap" in page and "--cap-lanes" in page and "cap_files" in page
+
+
+def test_programs_of_systems_are_tests_too(pytester) -> None:
+    program(pytester, "system cvm { alice size 4K }\nalice: host_time 8\n", "good.cap")
+    program(pytester, "system cvm { alice size 4K }\nalice: host_time 8K\n", "bad.cap")
+    result = pytester.runpytest(*QUIET)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["bad.cap:2: result: `alice: host_time 8K`: refused RANGE, ok expected"])

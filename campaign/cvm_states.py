@@ -1,0 +1,114 @@
+"""Whole states of systems of cVMs: a lane of the fast path held against a monitor of the reference."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from capvisor.dsl.states import describe, lane_capability, store_granules
+from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS
+from capvisor.fastpath.monitor import BatchMonitor, Table, pair_of
+from capvisor.model.memory import EMPTY, Granule
+from capvisor.model.monitor import Monitor, Thread
+from capvisor.spec.registers import REGISTER_COUNT
+
+TABLES = ("regions", "grants", "portals", "held", "probed")
+"""The monitor's tables that both implementations have by these names."""
+
+THREAD_FIELDS = ("is_live", "home", "domain", "serves", "portal", "waits", "waits_for")
+
+
+def differences(monitor: Monitor, batch: BatchMonitor, lane: int) -> list[str]:
+    """What differs between the reference's system and a lane: threads with all registers, memory, tables."""
+    found = []
+    for name, expected, actual in (*_of_tables(monitor, batch, lane), *_of_threads(monitor, batch, lane)):
+        if expected != actual:
+            found.append(f"{name}: reference {_text(expected)}, fast path {_text(actual)}")
+    mine, other = store_granules(monitor.memory.store), _granules(batch, lane)
+    for index in sorted(mine.keys() | other.keys()):
+        granule, actual_granule = mine.get(index, EMPTY), other.get(index, EMPTY)
+        if granule != actual_granule:
+            address = monitor.memory.base + (index << monitor.format.granule_shift)
+            found.append(f"memory at {address:#x}: reference {tuple(granule)}, fast path {tuple(actual_granule)}")
+    return found
+
+
+def table_differences(monitor: Monitor, batch: BatchMonitor, lane: int) -> list[str]:
+    """What differs between the tables alone."""
+    return [
+        f"{name}: reference {_text(expected)}, fast path {_text(actual)}"
+        for name, expected, actual in _of_tables(monitor, batch, lane)
+        if expected != actual
+    ]
+
+
+def _text(value: Any) -> str:
+    return hex(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _granules(batch: BatchMonitor, lane: int) -> dict[int, Granule]:
+    """The granules of a lane that are not empty, by index."""
+    tags, halves = batch.memory.tags[lane], batch.memory.halves[lane]
+    used = np.flatnonzero(tags | halves.any(axis=1)).tolist()
+    return {index: Granule(bool(tags[index]), *reversed(halves[index].tolist())) for index in used}
+
+
+def _of_tables(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[tuple[str, Any, Any]]:
+    """The tables, as the reference and as the fast path has them; rows of zeros are as if there were none."""
+    for name in TABLES:
+        yield name, expected_rows(monitor, name), _rows(getattr(batch, name), lane)
+    slots = {int(each): int(batch.slot_grant[lane, each]) for each in np.flatnonzero(batch.is_slot[lane])}
+    yield "slots", {number: row.grant for number, row in monitor.slots.rows.items() if row.is_slot}, slots  # type: ignore[attr-defined]
+    yield "clock", monitor.clock, int(batch.clock[lane])
+    yield "printed", monitor.printed, int(batch.printed[lane])
+
+
+def expected_rows(monitor: Monitor, name: str) -> dict[Any, tuple[int, ...]]:
+    """A table of the reference, in the form of the fast path's: a grant has its size instead of its top."""
+    rows: dict[Any, tuple[int, ...]] = {}
+    for number, row in getattr(monitor, name):
+        values = tuple(int(each) for each in row) if isinstance(row, tuple) else (int(row),)
+        if name == "grants":
+            values = (*values[:3], values[3] - values[2], values[4])
+        if any(values):
+            rows[number] = values
+    return rows
+
+
+def _rows(table: Table, lane: int) -> dict[Any, tuple[int, ...]]:
+    rows = {number: tuple(values.values()) for number, values in table.rows(lane)}
+    if len(next(iter(rows.values()), ())) == 1:
+        return {pair_of(number): values for number, values in rows.items() if any(values)}
+    return {number: values for number, values in rows.items() if any(values)}
+
+
+def expected_frame(thread: Thread) -> tuple[int, ...]:
+    """What the reference has put down of a thread's call, in the order of the fast path's columns; zeros outside of one."""
+    frame = thread.frame
+    if frame is None:
+        return (0,) * 10
+    whom = (frame.number, frame.domain, frame.caller, int(frame.has_handle), frame.refusal.value, frame.stack)
+    return (1, *whom, *frame.arguments)
+
+
+def _of_threads(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[tuple[str, Any, Any]]:
+    """The threads, with all that their harts hold."""
+    machine, threads = batch.harts, list(monitor.threads)  # type: ignore[call-overload]
+    yield "threads", len(threads), int(batch.thread_counts()[lane])
+    for number, thread in enumerate(threads[: batch.slots]):
+        place, hart, who = number * batch.lanes + lane, thread.hart, f"thread {number}"
+        for name in THREAD_FIELDS:
+            yield f"{who} {name}", int(getattr(thread, name)), int(batch.threads[name][place])
+        frame = tuple(int(column[place]) for column in batch.frames.values())
+        yield f"{who} frame", expected_frame(thread), frame if frame[0] else (0,) * len(frame)
+        yield f"{who} pc", hart.pc, int(machine.pc[place])
+        for name in (*NUMBERS, "is_reserved"):
+            if name != "reservation" or hart.is_reserved:
+                column = machine.is_reserved if name == "is_reserved" else machine.numbers[name]
+                yield f"{who} {name}", int(getattr(hart, name)), int(column[place])
+        held = {f"c{register}": (hart.capability(register), register) for register in range(REGISTER_COUNT)}
+        held |= {name: (getattr(hart, name), row) for name, row in SPECIAL_ROWS.items()}
+        for name, (expected, row) in held.items():
+            actual = lane_capability(machine, row, place)
+            if expected != actual:
+                yield f"{who} {name}", f"{describe(expected)} {expected.meta:#x}", f"{describe(actual)} {actual.meta:#x}"

@@ -1,0 +1,812 @@
+"""The Intravisor: a monitor of capability VMs (cVMs) that live in one address space. The specification is spec/cvm.md.
+
+Guests run on harts in user mode and may execute any instruction. A guest enters the monitor by invoking the sealed pair that
+it was given; what the monitor does then is here, a call in two parts, so that other threads may run in between: `enter`
+saves the caller's context and checks the arguments, `leave` does what was asked for and goes back.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from capvisor.model import capability
+from capvisor.model.bits import not_, select
+from capvisor.model.capability import Capability
+from capvisor.model.isa.control import INVOKED_DATA
+from capvisor.model.machine import INSTRUCTION_BYTES, Hart, Trap
+from capvisor.model.memory import EMPTY, Granule, Memory
+from capvisor.spec import cvm
+from capvisor.spec.cvm import CALLS, ArgumentKind, Call, Code
+from capvisor.spec.formats import Permission
+from capvisor.spec.policy import INTENDED, MonitorPolicy
+from capvisor.spec.registers import Privilege
+
+CvmId = int
+Size = int
+Word = int
+
+WORD_BYTES = 8
+"""What host_print and host_time move, and what the monitor keeps an argument in."""
+
+
+class Region(NamedTuple):
+    """A cVM: its memory, and the cVM that it is nested in (0: none)."""
+
+    is_live: bool = False
+    base: int = 0
+    top: int = 0
+    outer: CvmId = 0
+    is_purecap: bool = False
+
+
+class Grant(NamedTuple):
+    """Memory that its owner lets others access: a file, or the buffer of a call."""
+
+    is_live: bool = False
+    owner: CvmId = 0
+    base: int = 0
+    top: int = 0
+    last_slot: int = 0
+    """The granule that it was put into last, counted from the start of memory."""
+
+
+class Slot(NamedTuple):
+    """A granule into which the monitor has put a granted capability."""
+
+    is_slot: bool = False
+    grant: int = 0
+
+
+class Portal(NamedTuple):
+    """An entry of a cVM that others may call, and the call that is under way."""
+
+    is_live: bool = False
+    owner: CvmId = 0
+    entry: int = 0
+    is_busy: bool = False
+    caller: CvmId = 0
+    size: int = 0
+
+
+class Frame(NamedTuple):
+    """What the monitor works with between the two parts of a call."""
+
+    number: int
+    domain: CvmId
+    """Whom the thread ran for."""
+    caller: CvmId
+    """Whom the monitor takes it to run for."""
+    arguments: tuple[Word, ...]
+    has_handle: bool
+    """Whether the first argument is a handle that the monitor made."""
+    refusal: Code
+    stack: int
+    """The caller's stack pointer, where a policy has the monitor keep things."""
+
+
+class Table(Protocol):
+    """Rows by number: how many are live, whether something holds of each, the last one of which it holds (or 0), and
+    all of them replaced by others.
+    """
+
+    def __getitem__(self, number: Any, /) -> Any: ...
+
+    def __setitem__(self, number: Any, row: Any, /) -> None: ...
+
+    def count(self) -> int: ...
+
+    def all(self, holds: Callable[[Any, Any], bool]) -> bool: ...
+
+    def find(self, holds: Callable[[Any, Any], bool]) -> int: ...
+
+    def map(self, function: Callable[[Any, Any], Any]) -> None: ...
+
+
+class Rows:
+    """A table of one concrete monitor: those never written are as the row that it is made with."""
+
+    def __init__(self, empty: Any) -> None:
+        self._empty = empty
+        self.rows: dict[Any, Any] = {}
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.rows.get(number, self._empty)
+
+    def __setitem__(self, number: Any, row: Any) -> None:
+        self.rows[number] = row
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return iter(self.rows.items())
+
+    def count(self) -> int:
+        return sum(row.is_live for row in self.rows.values())
+
+    def all(self, holds: Callable[[Any, Any], bool]) -> bool:
+        return all(holds(number, row) for number, row in self.rows.items())
+
+    def find(self, holds: Callable[[Any, Any], bool]) -> int:
+        return max((number for number, row in self.rows.items() if holds(number, row)), default=0)
+
+    def map(self, function: Callable[[Any, Any], Any]) -> None:
+        self.rows = {number: function(number, row) for number, row in self.rows.items()}
+
+
+class Thread:
+    """A thread: its hart, the cVM that it belongs to, and the one that it runs for, which is that or the outer one."""
+
+    def __init__(self, hart: Hart, home: CvmId) -> None:
+        self.hart = hart
+        self.home: CvmId = home
+        self.domain: CvmId = home
+        self.is_live = True
+        self.number = 0
+        self.serves, self.portal = False, 0
+        """Whether it serves a portal's call, and which."""
+        self.waits, self.waits_for = False, 0
+        self.frame: Frame | None = None
+        """What the monitor works with, while the thread is in the monitor."""
+
+
+class Threads(Protocol):
+    """All threads, by number."""
+
+    def __getitem__(self, number: int, /) -> Thread: ...
+
+    def add(self, thread: Thread) -> None: ...
+
+    def count(self) -> int: ...
+
+    def for_each(self, action: Callable[[Thread], None]) -> None: ...
+
+
+class ThreadList(list[Thread]):
+    """The threads of one concrete monitor."""
+
+    def add(self, thread: Thread) -> None:
+        thread.number = len(self)
+        self.append(thread)
+
+    def count(self) -> int:  # type: ignore[override]
+        return sum(thread.is_live for thread in self)
+
+    def for_each(self, action: Callable[[Thread], None]) -> None:
+        for thread in self:
+            action(thread)
+
+
+class MonitorAccess(NamedTuple):
+    """An access of the monitor to memory, made for a cVM."""
+
+    domain: CvmId
+    address: int
+    size_bytes: int
+    is_store: bool
+
+
+CallRule = Callable[..., Code]
+CALL_RULES: dict[str, CallRule] = {}
+"""The rule of each call, by name: it takes the monitor, the thread, the frame and the arguments, and gives the code."""
+
+
+def call(name: str) -> Callable[[CallRule], CallRule]:
+    """Declare a function to be the rule of the call of that name. Raises KeyError if it has no row in spec/cvm.py."""
+    row = CALLS[name]
+
+    def register(rule: CallRule) -> CallRule:
+        CALL_RULES[row.name] = rule
+        return rule
+
+    return register
+
+
+class Monitor:
+    """The monitor and all that it guards: memory, cVMs, threads, grants and portals."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        policy: MonitorPolicy = INTENDED,
+        make_table: Callable[[str, Any], Table] = lambda _name, empty: Rows(empty),
+        threads: Threads | None = None,
+        make_hart: Callable[[Memory], Hart] = Hart,
+    ) -> None:
+        self.memory, self.policy, self.format = memory, policy, memory.format
+        self.threads: Threads = ThreadList() if threads is None else threads
+        self.make_hart = make_hart
+        self.regions = make_table("regions", Region())
+        self.grants = make_table("grants", Grant())
+        self.slots = make_table("slots", Slot())
+        self.held = make_table("held", False)
+        """By grant and cVM: whether that cVM, or one inside it, has probed the grant."""
+        self.portals = make_table("portals", Portal())
+        self.probed = make_table("probed", False)
+        """By portal and cVM: whether that cVM has probed the portal."""
+        self.clock, self.printed = 0, 0
+        self.accesses: list[MonitorAccess] = []
+
+    # -- what there is -----------------------------------------------------------------------------------------------------
+
+    def granule(self, index: int) -> Capability:
+        """The capability that a granule of memory holds; an index counts from the start of memory."""
+        return capability.from_memory(self.format, *self.memory.store.get(index))
+
+    def grants_of(self, _cap: Capability) -> Iterable[int]:
+        """The grants that a capability may be derived from: all."""
+        assert isinstance(self.grants, Rows)
+        return tuple(self.grants.rows)
+
+    # -- what it mints -----------------------------------------------------------------------------------------------------
+
+    def mint(self, base: int, size: Size, permissions: Permission) -> tuple[Capability, bool]:
+        """A capability to [base, base + size), and whether bounds can say that exactly."""
+        whole = capability.set_address(capability.root(self.format), base)
+        cap, exact = capability.set_bounds(whole, size)
+        return capability.and_permissions(cap, int(permissions)), exact & cap.tag
+
+    def region_code(self, cvm_id: CvmId) -> Capability:
+        """What a cVM's instructions are fetched by: its region, to be executed and read."""
+        row = self.regions[cvm_id]
+        return self.mint(row.base, row.top - row.base, cvm.CODE_PERMISSIONS)[0]
+
+    def region_data(self, cvm_id: CvmId) -> Capability:
+        """A cVM's data: DDC of hybrid code, the capability that pure-capability code starts with."""
+        row = self.regions[cvm_id]
+        hybrid, purecap = (self.mint(row.base, row.top - row.base, each)[0] for each in self.data_permissions())
+        return capability.select_capability(row.is_purecap, purecap, hybrid)
+
+    def data_permissions(self) -> tuple[Permission, Permission]:
+        """What a region's data capability permits: of hybrid code, of pure-capability code."""
+        hybrid, purecap = cvm.HYBRID_DATA, cvm.PURECAP_DATA
+        if not self.policy.ddc_without_store_capability:
+            hybrid |= Permission.STORE_CAPABILITY | Permission.STORE_LOCAL_CAPABILITY
+        if not self.policy.purecap_without_store_local:
+            purecap |= Permission.STORE_LOCAL_CAPABILITY
+        return hybrid, purecap
+
+    def grant_permissions(self) -> Permission:
+        """What a granted capability permits."""
+        permissions = cvm.GRANT_PERMISSIONS
+        if not self.policy.local_grants:
+            permissions |= Permission.GLOBAL
+        if not self.policy.grants_without_load_capability:
+            permissions |= Permission.LOAD_CAPABILITY
+        if not self.policy.grants_without_store_capability:
+            permissions |= Permission.STORE_CAPABILITY | Permission.STORE_LOCAL_CAPABILITY
+        return permissions
+
+    def otype(self, cvm_id: CvmId) -> int:
+        """The object type of what is sealed for a cVM, or for the monitor."""
+        if not self.policy.distinct_otypes:
+            return cvm.SHARED_OTYPE
+        return cvm.FIRST_OTYPE + cvm_id
+
+    def monitor_code(self) -> Capability:
+        """The monitor's entry, unsealed."""
+        return capability.set_permissions(capability.root(self.format), int(cvm.MONITOR_PERMISSIONS & ~Permission.STORE))
+
+    def monitor_data(self) -> Capability:
+        """The monitor's data, unsealed: everything."""
+        return capability.set_permissions(capability.root(self.format), int(cvm.MONITOR_PERMISSIONS & ~Permission.EXECUTE))
+
+    def call_pair(self, cvm_id: CvmId) -> tuple[Capability, Capability]:
+        """The sealed pair by which a cVM calls: the outer cVM's, or the monitor's."""
+        outer = self.regions[cvm_id].outer
+        return self.monitor_pair() if outer == cvm.MONITOR else self.own_pair(outer)
+
+    def monitor_pair(self) -> tuple[Capability, Capability]:
+        """The sealed pair by which the monitor is called."""
+        otype = self.otype(cvm.MONITOR)
+        return capability.set_otype(self.monitor_code(), otype), capability.set_otype(self.monitor_data(), otype)
+
+    def own_pair(self, cvm_id: CvmId) -> tuple[Capability, Capability]:
+        """The sealed pair by which a cVM is entered."""
+        otype = self.otype(cvm_id)
+        code, data = self.region_code(cvm_id), self.region_data(cvm_id)
+        return capability.set_otype(code, otype), capability.set_otype(data, otype)
+
+    # -- the deployer's operations -----------------------------------------------------------------------------------------
+
+    def create(self, cvm_id: CvmId, base: int, size: Size, *, is_purecap: bool = False, outer: CvmId = 0) -> Code:
+        """A new cVM in [base, base + size), perhaps nested in another one."""
+        # CHECKS
+        if self.regions[cvm_id].is_live:
+            return Code.EXISTS
+        if (self.regions.count() >= cvm.MAX_CVMS) | (self.otype(cvm_id) > self.format.max_otype):
+            return Code.FULL
+        granule = self.format.capability_bytes
+        _cap, exact = self.mint(base, size, cvm.CODE_PERMISSIONS)
+        store_bytes = len(cvm.STORE_SLOTS) * granule
+        aligned = (base & granule - 1 == 0) & (size & granule - 1 == 0)
+        # Address 0 is the monitor's, so that no cVM's code can be where the monitor is entered.
+        if not_(aligned & exact & (size > store_bytes) & (base > 0) & self.memory.contains(base, size)):
+            return Code.RANGE
+        if outer != cvm.MONITOR:
+            around = self.regions[outer]
+            if not_(around.is_live & (around.outer == cvm.MONITOR)):
+                return Code.NOT_FOUND
+            if self.policy.outer_is_hybrid and around.is_purecap | is_purecap:
+                return Code.RANGE
+            if self.policy.regions_disjoint and not_((around.base <= base) & (base + size <= around.top - store_bytes)):
+                return Code.RANGE
+        if self.policy.regions_disjoint and not self.regions.all(
+            lambda number, row: not_(row.is_live) | (number == outer) | (base + size <= row.base) | (row.top <= base)
+        ):
+            return Code.RANGE
+        # EFFECT
+        if self.policy.scrub_on_create:
+            self.scrub(base, base + size)
+        self.regions[cvm_id] = Region(True, base, base + size, outer, is_purecap)
+        for place, cap in enumerate((*self.own_pair(cvm_id), *self.call_pair(cvm_id))):
+            self.put(base + size - store_bytes + place * granule, cap)
+        return Code.OK
+
+    def scrub(self, base: int, top: int) -> None:
+        """Clear memory, of whole granules."""
+        shift, start = self.format.granule_shift, self.memory.base
+
+        def cleared(index: int, granule: Granule) -> Granule:
+            address = start + (index << shift)
+            inside = (base <= address) & (address < top)
+            return Granule(*(select(inside, empty, held) for empty, held in zip(EMPTY, granule, strict=True)))
+
+        self.memory.map_granules(cleared)
+
+    def destroy(self, cvm_id: CvmId) -> Code:
+        """End a cVM: its threads, its grants and portals; its memory is cleared."""
+        # CHECKS
+        row = self.regions[cvm_id]
+        if not_(row.is_live):
+            return Code.NOT_FOUND
+        if not self.regions.all(lambda _number, other: not_(other.is_live) | (other.outer != cvm_id)):
+            return Code.BUSY
+        # EFFECT
+
+        def end(thread: Thread) -> None:
+            thread.is_live = thread.is_live & (thread.home != cvm_id)
+
+        self.threads.for_each(end)
+
+        # Its grants, and those of calls that it serves.
+        def ends(number: int, grant: Grant) -> bool:
+            served = (number >= cvm.KEYS) & (self.portals[number - cvm.KEYS & cvm.KEYS - 1].owner == cvm_id)
+            return (grant.owner == cvm_id) | served
+
+        self.take_back(ends, row.base, row.top)
+        self.grants.map(lambda number, grant: grant._replace(is_live=grant.is_live & not_(ends(number, grant))))
+        self.held.map(lambda key, held: held & (key[1] != cvm_id))
+        self.probed.map(lambda key, probed: probed & (key[1] != cvm_id))
+        self.portals.map(lambda _number, portal: portal._replace(is_live=portal.is_live & (portal.owner != cvm_id)))
+
+        def wake(thread: Thread) -> None:
+            thread.waits = thread.waits & self.portals[thread.waits_for].is_live
+
+        self.threads.for_each(wake)
+        self.scrub(row.base, row.top)
+        self.regions[cvm_id] = row._replace(is_live=False)
+        return Code.OK
+
+    def start_thread(self, cvm_id: CvmId, entry: int, argument: int = 0) -> Thread:
+        """A new thread of a cVM, at an entry of it."""
+        thread = Thread(self.make_hart(self.memory), cvm_id)
+        self.resume(thread, cvm_id, entry)
+        thread.hart.write_integer(cvm.RESULT_REGISTERS[0], argument)
+        self.threads.add(thread)
+        return thread
+
+    def resume(self, thread: Thread, cvm_id: CvmId, entry: int) -> None:
+        """Let a thread go on for a cVM at an entry, with empty registers."""
+        hart, row = thread.hart, self.regions[cvm_id]
+        thread.domain = cvm_id
+        if self.policy.registers_cleared:
+            hart.map_registers(lambda _cap: capability.null(self.format))
+        hart.privilege, hart.is_reserved = Privilege.USER, False
+        hart.pcc = capability.set_address(self.region_code(cvm_id), row.base)
+        hart.pc = row.base + entry & self.format.address_mask - 1
+        data, null = self.region_data(cvm_id), capability.null(self.format)
+        stack = row.top - len(cvm.STORE_SLOTS) * self.format.capability_bytes
+        hart.ddc = capability.select_capability(row.is_purecap, null, data)
+        by_capability = capability.set_address(data, stack)
+        by_number = capability.null(self.format, stack)
+        hart.write(cvm.STACK_POINTER, capability.select_capability(row.is_purecap, by_capability, by_number))
+
+    # -- memory on behalf of a cVM -----------------------------------------------------------------------------------------
+
+    def put(self, address: int, cap: Capability) -> None:
+        """Store a capability."""
+        self.memory.write_granule(address, Granule(cap.tag, capability.memory_meta(cap), cap.address))
+
+    def offer(self, number: int, owner: CvmId, base: int, size: Size) -> Code:
+        """A new grant of [base, base + size)."""
+        _cap, exact = self.mint(base, size, cvm.GRANT_PERMISSIONS)
+        if not_(exact & (size > 0) & (base + size <= self.format.address_space)):
+            return Code.RANGE
+        self.grants[number] = Grant(True, owner, base, base + size)
+        self.held.map(lambda key, held: held & (key[0] != number))
+        return Code.OK
+
+    def put_grant(self, caller: CvmId, address: int, number: int) -> Code:
+        """Store a granted capability at a place in the caller's memory, and remember it."""
+        row, granule = self.grants[number], self.format.capability_bytes
+        if not_((address & granule - 1 == 0) & self.memory.contains(address, granule)):
+            return Code.RANGE
+        # What is put into a nested cVM's memory is that cVM's.
+        if self.policy.probe_location_checked and not self.regions.all(
+            lambda _number, inner: (
+                not_(inner.is_live) | (inner.outer != caller) | (address + granule <= inner.base) | (inner.top <= address)
+            )
+        ):
+            return Code.RANGE
+        cap, _exact = self.mint(row.base, row.top - row.base, self.grant_permissions())
+        self.accesses.append(MonitorAccess(caller, address, granule, True))
+        self.put(address, cap)
+        index = address - self.memory.base >> self.format.granule_shift
+        self.slots[index] = Slot(True, number)
+        self.grants[number] = row._replace(last_slot=index)
+        self.held[number, caller] = True
+        outer = self.regions[caller].outer
+        if outer != cvm.MONITOR:
+            self.held[number, outer] = True
+        return Code.OK
+
+    def revoke(self, number: int) -> None:
+        """Take a grant back: out of memory and registers."""
+        row = self.grants[number]
+        self.withdraw(number)
+        self.take_back(lambda each, _grant: each == number, row.base, row.top, row.last_slot)
+
+    def withdraw(self, number: int) -> None:
+        """End a grant, so that no one gets it any more."""
+        self.grants[number] = self.grants[number]._replace(is_live=False)
+
+    def take_back(self, is_meant: Callable[[int, Grant], bool], base: int, top: int, last_slot: int | None = None) -> None:
+        """Untag granted capabilities: in the slots of some grants, and in registers what overlaps a range and isn't own."""
+
+        def purged(index: int, granule: Granule) -> Granule:
+            slot = self.slots[index]
+            is_one = slot.is_slot & is_meant(slot.grant, self.grants[slot.grant])
+            if last_slot is not None and not self.policy.purge_all_probers:
+                is_one = is_one & (index == last_slot)
+            return granule._replace(tag=granule.tag & not_(is_one))
+
+        def forget(thread: Thread) -> None:
+            own = self.regions[thread.domain]
+
+            def without(cap: Capability) -> Capability:
+                low, high = cap.bounds
+                kept = (own.base <= low) & (high <= own.top) | (top <= low) | (high <= base)
+                return cap.tagged_if(kept | not_(cap.has_reserved_otype))
+
+            thread.hart.map_registers(without)
+            thread.hart.ddc = without(thread.hart.ddc)
+
+        if self.policy.purge_slots:
+            self.memory.map_granules(purged)
+        if self.policy.purge_registers:
+            self.threads.for_each(forget)
+
+    def finish(self, thread: Thread) -> None:
+        """The call that a thread serves is over: its grant ends, and whoever waits goes on."""
+        number, portal = cvm.KEYS + thread.portal, thread.portal
+        if self.policy.purge_fetched:
+            self.revoke(number)
+        else:
+            self.withdraw(number)
+        self.portals[portal] = self.portals[portal]._replace(is_busy=False)
+        thread.serves = False
+
+        def wake(other: Thread) -> None:
+            other.waits = other.waits & (other.waits_for != portal)
+
+        self.threads.for_each(wake)
+
+    # -- guests ------------------------------------------------------------------------------------------------------------
+
+    def step(self, thread: Thread, name: str, operands: tuple[Any, ...]) -> Trap | None:
+        """One instruction of a thread. Refused, it is skipped by the kernel below; the thread goes on behind it."""
+        hart = thread.hart
+        pcc, pc, status, privilege = hart.pcc, hart.pc, hart.mstatus, hart.privilege
+        trap = hart.step(name, operands)
+        if trap is not None:
+            hart.pcc, hart.pc = pcc, pc + INSTRUCTION_BYTES & self.format.address_mask
+            hart.mstatus, hart.privilege = status, privilege
+            return trap
+        if name == "cinvoke":
+            self.invoked(thread)
+        return None
+
+    def invoked(self, thread: Thread) -> None:
+        """A pair was invoked: whom does the thread run for now? An outer cVM that enters an inner one stays who it is."""
+        entry, outer = self.monitor_code(), self.regions[thread.domain].outer
+        if is_same_place(thread.hart.pcc, entry):
+            self.enter(thread)
+        elif outer != cvm.MONITOR and is_same_place(thread.hart.pcc, self.region_code(outer)):
+            thread.domain = outer
+
+    # -- calls -------------------------------------------------------------------------------------------------------------
+
+    def caller_of(self, thread: Thread) -> CvmId:
+        """Whom a call is made for."""
+        if self.policy.identity_from_hardware:
+            return thread.domain
+        stack = thread.hart.integer(cvm.STACK_POINTER)
+        return self.regions.find(lambda _number, row: row.is_live & (row.base <= stack) & (stack < row.top))
+
+    def enter(self, thread: Thread) -> None:
+        """The first part of a call: the context is saved, the arguments are checked."""
+        hart, caller = thread.hart, self.caller_of(thread)
+        words = tuple(hart.integer(register) for register in cvm.ARGUMENT_REGISTERS)
+        handle, number = hart.capability(cvm.ARGUMENT_REGISTERS[0]), hart.integer(cvm.NUMBER_REGISTER)
+        stack = hart.integer(cvm.STACK_POINTER)
+        has_handle = handle.tag & (handle.otype == cvm.HANDLE_OTYPE)
+        thread.frame = Frame(number, thread.domain, caller, words, has_handle, self.refusal(number, caller, words), stack)
+        words_at, saved_at = self.stack_frame(stack)
+        if not self.policy.monitor_stack and self.is_on_stack(stack):
+            for place, word in enumerate(words):
+                self.store_for(caller, words_at + place * WORD_BYTES, word)
+        if not self.policy.saved_context_private and self.is_on_stack(stack):
+            self.accesses.append(MonitorAccess(caller, saved_at, self.format.capability_bytes, True))
+            self.put(saved_at, hart.ddc)
+
+    def stack_frame(self, stack: int) -> tuple[int, int]:
+        """Where the monitor puts arguments and the caller's DDC, if it uses a guest's stack."""
+        granule = self.format.capability_bytes
+        below = stack & self.format.address_mask - (granule - 1)
+        return below - 4 * granule, below - granule
+
+    def is_on_stack(self, stack: int) -> bool:
+        """Whether there is memory for that."""
+        return self.memory.contains(self.stack_frame(stack)[0], 4 * self.format.capability_bytes)
+
+    def refusal(self, number: int, caller: CvmId, words: tuple[Word, ...]) -> Code:
+        """Whether what a call's arguments name lies in the caller's region."""
+        row = next((each for each in CALLS.values() if each.number == number), None)
+        if row is None:
+            return Code.NO_SUCH_CALL
+        region = self.regions[caller]
+        for place, (_name, kind) in enumerate(row.arguments):
+            if self.is_checked(kind) and words[place] + self.needed_bytes(row, place, words) > region.top - region.base:
+                return Code.RANGE
+        return Code.OK
+
+    def is_checked(self, kind: ArgumentKind) -> bool:
+        """Whether the policy has arguments of a kind checked."""
+        guards = {
+            ArgumentKind.POINTER: self.policy.pointers_checked,
+            ArgumentKind.RANGE: self.policy.advertised_range_checked,
+            ArgumentKind.LOCATION: self.policy.probe_location_checked,
+            ArgumentKind.ENTRY: True,
+        }
+        return guards.get(kind, False)
+
+    def needed_bytes(self, row: Call, place: int, words: tuple[Word, ...]) -> Size:
+        """How much memory is meant by an argument."""
+        following = row.arguments[place + 1 : place + 2]
+        if row.arguments[place][1] is ArgumentKind.LOCATION:
+            return self.format.capability_bytes
+        return words[place + 1] if following and following[0][1] is ArgumentKind.SIZE else WORD_BYTES
+
+    def leave(self, thread: Thread) -> Code:
+        """The second part of a call: what was asked for is done, and the caller goes on."""
+        frame = self.reloaded(thread)
+        code = frame.refusal
+        if code is Code.OK:
+            row = next(each for each in CALLS.values() if each.number == frame.number)
+            code = CALL_RULES[row.name](self, thread, frame, *frame.arguments[: len(row.arguments)])
+        if thread.frame is not None:
+            thread.frame = None
+            self.go_back(thread, frame, code)
+        return code
+
+    def reloaded(self, thread: Thread) -> Frame:
+        """What the monitor goes on with: what it had put down, where that was."""
+        frame = thread.frame
+        assert frame is not None
+        if not self.policy.monitor_stack and self.is_on_stack(frame.stack):
+            words_at, _saved_at = self.stack_frame(frame.stack)
+            places = (words_at + WORD_BYTES * number for number in range(len(frame.arguments)))
+            frame = frame._replace(arguments=tuple(self.memory.read(place, WORD_BYTES) for place in places))
+        return frame
+
+    def go_back(self, thread: Thread, frame: Frame, code: Code) -> None:
+        """Let the caller go on at its return entry, with its own authority and the code."""
+        hart = thread.hart
+        hart.pcc, hart.pc = self.region_code(thread.domain), self.regions[thread.domain].base
+        if not self.policy.saved_context_private and self.is_on_stack(frame.stack):
+            _words_at, saved_at = self.stack_frame(frame.stack)
+            hart.ddc = capability.from_memory(self.format, *self.memory.read_granule(saved_at))
+        hart.write(INVOKED_DATA, capability.null(self.format))
+        hart.write_integer(cvm.RESULT_REGISTERS[0], code.value)
+
+    # -- memory, for the rules of calls ------------------------------------------------------------------------------------
+
+    def address(self, caller: CvmId, pointer: Word) -> int:
+        """The address that a pointer of a cVM's means. Source: lsds/intravisor, utils.c, comp_to_mon."""
+        return self.regions[caller].base + pointer & self.format.address_mask
+
+    def store_for(self, caller: CvmId, address: int, word: Word) -> None:
+        """Store a word for a cVM."""
+        self.accesses.append(MonitorAccess(caller, address, WORD_BYTES, True))
+        self.memory.write(address, WORD_BYTES, word)
+
+    def load_for(self, caller: CvmId, address: int) -> Word:
+        """Load a word for a cVM."""
+        self.accesses.append(MonitorAccess(caller, address, WORD_BYTES, False))
+        return self.memory.read(address, WORD_BYTES)
+
+    def answer(self, thread: Thread, value: Word) -> None:
+        """Give a second result."""
+        thread.hart.write_integer(cvm.RESULT_REGISTERS[1], value)
+
+
+def is_same_place(pcc: Capability, code: Capability) -> bool:
+    """Whether PCC is the one that entering by some code capability installs."""
+    return (pcc.meta == code.meta) & (pcc.address == code.address)
+
+
+# -- the calls -------------------------------------------------------------------------------------------------------------
+
+
+@call("host_print")
+def host_print(monitor: Monitor, _thread: Thread, frame: Frame, pointer: Word) -> Code:
+    """Give a word to the host."""
+    address = monitor.address(frame.caller, pointer)
+    if not_(monitor.memory.contains(address, WORD_BYTES)):
+        return Code.RANGE
+    monitor.printed = monitor.load_for(frame.caller, address)
+    return Code.OK
+
+
+@call("host_time")
+def host_time(monitor: Monitor, _thread: Thread, frame: Frame, pointer: Word) -> Code:
+    """Store the host's clock."""
+    address = monitor.address(frame.caller, pointer)
+    if not_(monitor.memory.contains(address, WORD_BYTES)):
+        return Code.RANGE
+    monitor.clock = monitor.clock + 1
+    monitor.store_for(frame.caller, address, monitor.clock)
+    return Code.OK
+
+
+@call("thread_create")
+def thread_create(monitor: Monitor, thread: Thread, frame: Frame, entry: Word) -> Code:
+    """Start a thread of the caller's."""
+    if monitor.threads.count() >= cvm.MAX_THREADS:
+        return Code.FULL
+    monitor.answer(thread, monitor.start_thread(frame.caller, entry).number)
+    return Code.OK
+
+
+@call("thread_exit")
+def thread_exit(monitor: Monitor, thread: Thread, _frame: Frame) -> Code:
+    """End the thread, and the call that it serves."""
+    if thread.serves:
+        monitor.finish(thread)
+    thread.is_live, thread.frame = False, None
+    return Code.OK
+
+
+@call("file_advertise")
+def file_advertise(monitor: Monitor, _thread: Thread, frame: Frame, key: Word, pointer: Word, size: Size) -> Code:
+    """CP_File: let others probe a part of memory."""
+    if key >= cvm.KEYS:
+        return Code.RANGE
+    if monitor.grants[key].is_live:
+        return Code.EXISTS
+    if monitor.grants.count() >= cvm.MAX_GRANTS:
+        return Code.FULL
+    return monitor.offer(key, frame.caller, monitor.address(frame.caller, pointer), size)
+
+
+@call("file_probe")
+def file_probe(monitor: Monitor, thread: Thread, frame: Frame, key: Word, location: Word) -> Code:
+    """CP_File: get a capability to what was advertised."""
+    row = monitor.grants[key]
+    if not_(row.is_live & (key < cvm.KEYS)):
+        return Code.NOT_FOUND
+    monitor.answer(thread, row.top - row.base)
+    return monitor.put_grant(frame.caller, monitor.address(frame.caller, location), key)
+
+
+@call("file_revoke")
+def file_revoke(monitor: Monitor, _thread: Thread, frame: Frame, key: Word) -> Code:
+    """CP_File: take it back."""
+    row = monitor.grants[key]
+    if not_(row.is_live & (key < cvm.KEYS)):
+        return Code.NOT_FOUND
+    if monitor.policy.owner_revokes and row.owner != frame.caller:
+        return Code.NOT_OWNER
+    monitor.revoke(key)
+    return Code.OK
+
+
+@call("portal_advertise")
+def portal_advertise(monitor: Monitor, _thread: Thread, frame: Frame, key: Word, entry: Word) -> Code:
+    """CP_Call: let others call an entry."""
+    if key >= cvm.KEYS:
+        return Code.RANGE
+    if monitor.portals[key].is_live:
+        return Code.EXISTS
+    if monitor.portals.count() >= cvm.MAX_PORTALS:
+        return Code.FULL
+    # Who had probed another portal of that key hasn't probed this one.
+    monitor.probed.map(lambda each, probed: probed & (each[0] != key))
+    monitor.portals[key] = Portal(True, frame.caller, entry)
+    return Code.OK
+
+
+@call("portal_probe")
+def portal_probe(monitor: Monitor, thread: Thread, frame: Frame, key: Word) -> Code:
+    """CP_Call: get a handle: a capability that permits nothing, sealed by the monitor, or, as it was, a number."""
+    if not_(monitor.portals[key].is_live & (key < cvm.KEYS)):
+        return Code.NOT_FOUND
+    monitor.probed[key, frame.caller] = True
+    outer = monitor.regions[frame.caller].outer
+    if outer != cvm.MONITOR:
+        monitor.probed[key, outer] = True
+    handle, _exact = monitor.mint(key, 1, Permission(0))
+    thread.hart.write(cvm.RESULT_REGISTERS[1], capability.set_otype(handle, cvm.HANDLE_OTYPE))
+    return Code.OK
+
+
+@call("portal_call")
+def portal_call(monitor: Monitor, _thread: Thread, frame: Frame, key: Word, pointer: Word, size: Size) -> Code:
+    """CP_Call: start a thread at a portal's entry, which may fetch the buffer."""
+    row = monitor.portals[key]
+    if monitor.policy.handles_are_capabilities and not_(frame.has_handle & monitor.probed[key, frame.caller]):
+        return Code.BAD_HANDLE
+    if not_(row.is_live & (key < cvm.KEYS)):
+        return Code.BAD_HANDLE
+    if row.is_busy:
+        return Code.BUSY
+    if (monitor.threads.count() >= cvm.MAX_THREADS) | (monitor.grants.count() >= cvm.MAX_GRANTS):
+        return Code.FULL
+    code = monitor.offer(cvm.KEYS + key, frame.caller, monitor.address(frame.caller, pointer), size)
+    if code is not Code.OK:
+        return code
+    monitor.portals[key] = row._replace(is_busy=True, caller=frame.caller)
+    called = monitor.start_thread(row.owner, row.entry, key)
+    called.serves, called.portal = True, key
+    return Code.OK
+
+
+@call("portal_fetch")
+def portal_fetch(monitor: Monitor, thread: Thread, frame: Frame, location: Word) -> Code:
+    """CP_Call, in the callee: get a capability to the caller's buffer."""
+    number = cvm.KEYS + thread.portal
+    row = monitor.grants[number]
+    if not_(thread.serves & row.is_live & (frame.caller == thread.home)):
+        return Code.NOT_IN_CALL
+    monitor.answer(thread, row.top - row.base)
+    return monitor.put_grant(frame.caller, monitor.address(frame.caller, location), number)
+
+
+@call("portal_finish")
+def portal_finish(monitor: Monitor, thread: Thread, frame: Frame) -> Code:
+    """CP_Call, in the callee: the call is over, and with it the authority over the buffer."""
+    if not_(thread.serves & (frame.caller == thread.home)):
+        return Code.NOT_IN_CALL
+    monitor.finish(thread)
+    return Code.OK
+
+
+@call("wait")
+def wait(monitor: Monitor, thread: Thread, frame: Frame, key: Word) -> Code:
+    """CP_Call: wait until the call is over."""
+    row = monitor.portals[key]
+    if monitor.policy.handles_are_capabilities and not_(frame.has_handle & monitor.probed[key, frame.caller]):
+        return Code.BAD_HANDLE
+    if not_(row.is_live & (key < cvm.KEYS)):
+        return Code.BAD_HANDLE
+    thread.waits, thread.waits_for = row.is_busy, key
+    return Code.OK
+
+
+@call("inner_return")
+def inner_return(monitor: Monitor, thread: Thread, frame: Frame) -> Code:
+    """Nested cVMs: the outer one goes back to the inner one that called it, with one number as result."""
+    if (thread.domain == thread.home) | (frame.caller != thread.domain):
+        return Code.NOT_IN_CALL
+    result = thread.hart.integer(cvm.RESULT_REGISTERS[1])
+    thread.frame = None
+    monitor.resume(thread, thread.home, 0)
+    monitor.answer(thread, result)
+    return Code.OK
