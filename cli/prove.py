@@ -13,6 +13,7 @@ from capvisor.cli import programs as files
 from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
+from capvisor.cli.prove_system import SYSTEM, prove_system
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
@@ -58,6 +59,7 @@ from capvisor.spec.formats import FORMATS
 @click.option(
     "--workers", default=min(os.cpu_count() or 1, 8), type=click.IntRange(min=1), help="Processes. [default: the cores]"
 )
+@click.option("--policy", default="intended", show_default=True, metavar="NAME", help="With `cvm`: the monitor's policy.")
 @click.option("--no-cache", is_flag=True, help="Ask everything anew, and keep nothing.")
 @click.option(
     "--state", type=click.Path(path_type=Path), help="Folder of kept answers. [default: in the user's state directory]"
@@ -78,6 +80,7 @@ def prove(
     timeout: float,
     rlimit: int,
     workers: int,
+    policy: str,
     no_cache: bool,
     state: Path | None,
     dump_smt: Path | None,
@@ -90,9 +93,14 @@ def prove(
     An obligation is a theorem for one capability format: `bounds.set.covers.cc128`. Names may be patterns: `bounds.*`,
     `*.cc64`. A program is a theorem too: whatever values its `any`s have, it passes. A cell of the matrix says that an
     operation keeps an invariant: `isa.csetbounds.M1.cc128`.
+
+    `capvisor prove cvm [STEP]...` proves that steps of the Intravisor's system keep its invariants: instructions of guests,
+    calls, operations of the deployer; all of them, or those that patterns choose.
     """
     check_writable(json_path)
     check_writable(junit_path)
+    if names[:1] == (SYSTEM,):
+        return prove_system(names[1:], policy, timeout, workers, _cache(no_cache, state), json_path)
     if sweep is not None:
         return _sweep([*SWEEPS] if sweep == "all" else [sweep], timeout, workers)
     chosen = _choose(names, everything or (listing and not names and not matrix), matrix)
@@ -114,11 +122,7 @@ def prove(
     for folder in (dump_smt, save):
         if folder is not None:
             _make_folder(folder)
-    try:
-        cache = None if no_cache else Cache(state or state_folder())
-    except OSError as error:
-        raise InputError(f"can't keep answers in {error.filename}: {error.strerror} (or use --no-cache)") from None
-    settings = Settings(solvers, timeout, rlimit, workers, cache, dump_smt)
+    settings = Settings(solvers, timeout, rlimit, workers, _cache(no_cache, state), dump_smt)
     start = time.perf_counter()
     try:
         with progress("obligations", len(with_lemmas(chosen))) as advance:
@@ -137,6 +141,14 @@ def prove(
         for column in columns:
             out.print(f"{column:<4} {statements[column]}")
     return _report(chosen, outcomes, interrupted, elapsed_s, save, quiet=matrix)
+
+
+def _cache(no_cache: bool, state: Path | None) -> Cache | None:
+    """Where answers are kept, if they are."""
+    try:
+        return None if no_cache else Cache(state or state_folder())
+    except OSError as error:
+        raise InputError(f"can't keep answers in {error.filename}: {error.strerror} (or use --no-cache)") from None
 
 
 def _prove(chosen: list[Obligation], settings: Settings, finished: Callable[[Outcome], None]) -> tuple[list[Outcome], bool]:
