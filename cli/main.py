@@ -22,6 +22,7 @@ from capvisor.cli import (
     report,
     run,
     serve,
+    translate,
     vectors,
     words,
 )
@@ -53,6 +54,7 @@ for _verb in (
     conform.conform,
     vectors.vectors,
     bench.bench,
+    translate.translate,
     serve.serve,
     listing.listing,
     explain.explain,

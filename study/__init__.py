@@ -1,0 +1,1 @@
+"""The study of translation costs: traces, workloads, and simulators of native, nested, shadow and TPT translation."""
