@@ -3,7 +3,7 @@
 What a predicate looks at (states before and after, accesses, the trap) is here for many lanes: its truth is an array.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -96,6 +96,24 @@ def _scratch(lanes: int) -> Workspace:
 # -- states ----------------------------------------------------------------------------------------------------------------
 
 
+_COMPARED: dict[tuple[int, int], tuple[Wide, Wide, Flags]] = {}
+"""The ends of bounds that have been compared while one step is judged, by identity, with what came of it."""
+
+
+class _End(Wide):
+    """An end of bounds: several invariants compare the same ones."""
+
+    __slots__ = ()
+
+    def __le__(self, other: Any) -> Flags:
+        if not isinstance(other, _End):
+            return super().__le__(other)
+        known = _COMPARED.get((id(self), id(other)))
+        if known is None:
+            known = _COMPARED[id(self), id(other)] = self, other, super().__le__(other)
+        return known[2]
+
+
 class LaneCapability:
     """A capability a lane, with the properties of `model.capability.Capability`."""
 
@@ -110,6 +128,12 @@ class LaneCapability:
         """Of tags, metas and addresses."""
         return cls(fmt, Lanes(*arrays))
 
+    def copied(self) -> "LaneCapability":
+        """A copy, with what is known of it."""
+        copy = LaneCapability.of(self.format, [array.copy() for array in self._lanes])
+        vars(copy).update({name: value for name, value in vars(self).items() if name in _DERIVED})
+        return copy
+
     @property
     def arrays(self) -> Lanes:
         """Tags, metas and addresses."""
@@ -121,8 +145,8 @@ class LaneCapability:
         base, top, high = np.empty(count, np.uint64), np.empty(count, np.uint64), np.empty(count, np.bool_)
         fast_bounds.decode_bounds(self.format, self.meta, self._lanes.address, _scratch(count), base, top, high)
         if width < 64:
-            return Wide(base), Wide(top | high.astype(np.uint64) << np.uint64(width))
-        return Wide(base), Wide(top, high)
+            return _End(base), _End(top | high.astype(np.uint64) << np.uint64(width))
+        return _End(base), _End(top, high)
 
     @cached_property
     def permissions(self) -> Words:
@@ -160,19 +184,27 @@ class LaneCapability:
         return sound
 
 
+_DERIVED = ("bounds", "permissions", "_permits", "otype", "is_sealed", "has_reserved_otype", "is_sound")
+
+
 def _alike(a: LaneCapability, b: LaneCapability) -> bool:
     """Whether two are the same in every lane."""
-    return all(np.array_equal(one, other) for one, other in zip(a.arrays, b.arrays, strict=True))
+    return a is b or all(
+        bool((one == other).all()) for one, other in zip(reversed(a.arrays), reversed(b.arrays), strict=True)
+    )
+
+
+_ANY_BYTE = Wide(np.zeros(1, np.uint64))
 
 
 class _LaneMemory:
     """Memory of the lanes that are looked at: before or after a step."""
 
-    def __init__(self, memory: Memory, tags: Flags, halves: Words, lanes: Indices, rows: Any) -> None:
+    def __init__(self, memory: Memory, tags: Flags, halves: Words, lanes: Indices, rows: Any, *, stored: bool) -> None:
         self.base, self.size_bytes = memory.base, memory.size_bytes
         self.format, self._lanes, self._rows = memory.format, lanes, rows
-        self._tags, self._halves = tags, halves
-        self._granules: dict[int, LaneCapability] = {}
+        self._tags, self._halves, self._stored = tags, halves, stored
+        self._granules: dict[int, tuple[Any, LaneCapability]] = {}
         self._bytes: dict[int, tuple[Wide, Wide]] = {}
 
     def contains(self, address: Wide, size_bytes: int) -> Flags:
@@ -182,6 +214,9 @@ class _LaneMemory:
     def read(self, address: Wide, size_bytes: int) -> Wide:
         """The byte at an address; any, where that isn't memory. The address is a Wide or, in all lanes alike, an int."""
         assert size_bytes == 1
+        if not self._stored:
+            # Bytes are looked at to be compared with what they become: these are the same, whatever they are.
+            return _ANY_BYTE
         if id(address) not in self._bytes:
             self._bytes[id(address)] = address, self._byte(address)
         return self._bytes[id(address)][1]
@@ -194,11 +229,14 @@ class _LaneMemory:
 
     def granule(self, index: Any) -> LaneCapability:
         """The capability that a granule holds; an index is a Wide or, in all lanes alike, an int."""
-        if isinstance(index, Wide):
-            return self._at(self._lanes, np.minimum(index.low, np.uint64(self._tags.shape[1] - 1)).view(np.int64))
-        if index not in self._granules:
-            self._granules[index] = self._at(self._rows, index)
-        return self._granules[index]
+        key = id(index) if isinstance(index, Wide) else -1 - index
+        if key not in self._granules:
+            if isinstance(index, Wide):
+                place = np.minimum(index.low, np.uint64(self._tags.shape[1] - 1)).view(np.int64)
+                self._granules[key] = index, self._at(self._lanes, place)
+            else:
+                self._granules[key] = index, self._at(self._rows, index)
+        return self._granules[key][1]
 
     def _at(self, rows: Any, place: Any) -> LaneCapability:
         halves = self._halves[rows, place]
@@ -259,6 +297,19 @@ class _LaneStep:
         return (value for kind, value in self.operands.items() if kind.is_register)
 
 
+class _LaneNumbers(dict[str, Any]):
+    """The numbers of a state in some lanes, each taken from all lanes' when it is first looked at."""
+
+    def __init__(self, take: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._take = take
+
+    def __missing__(self, name: str) -> Any:
+        taken = self._take(name)
+        self[name] = taken if name == "is_reserved" else Wide(taken)
+        return self[name]
+
+
 _SPECIALS = sorted(SPECIAL_ROWS, key=SPECIAL_ROWS.__getitem__)
 _ALL_NUMBERS = ("pc", *NUMBERS)
 _OF_SYSTEM = [each for each in SPECIAL_REGISTERS.values() if each.needs_system_access]
@@ -269,6 +320,72 @@ class Violation(NamedTuple):
 
     invariant: str
     lanes: Indices
+
+
+_OF_REGISTERS_AND_GRANULES = ("M1", "M3", "M4", "M5", "M6", "M8")
+_OF_BYTES = ("M2",)
+"""The invariants that say something of every place; the others are of the step as a whole."""
+
+
+class _Places:
+    """The places at which a step is held against each invariant, none of them where it holds by what a step is."""
+
+    def __init__(self, oracles: "Oracles", step: _LaneStep) -> None:
+        before, after = step.before, step.after
+        changed = [each for each, cap in after.registers.items() if cap is not before.registers[each]]
+        self._step, self._stored = step, before.memory is not after.memory
+        self._has_tags = any(after.registers[each].tag.any() for each in changed)
+        others = [name for name in after.special if step.trap is None or name not in ("pcc", "mepcc")]  # those are M4's
+        self._has_special = any(after.special[name] is not before.special[name] for name in others)
+        if step.trap is None:
+            # Of a completed step, the invariants are of tagged capabilities: what isn't one in any lane needs no look.
+            changed = [each for each in changed if after.registers[each].tag.any()]
+        memory, shift = before.memory, step.format.granule_shift
+        granules: list[Any] = [oracles.granule]
+        self._bytes: list[Any] = []
+        for access in step.accesses:
+            first = (access.address - memory.base) >> shift
+            last = (access.address + (access.size_bytes - 1) - memory.base) >> shift
+            granules += [first] if access.is_capability else [first, last]
+            self._bytes += [access.address - 1, access.address + access.size_bytes]
+        if not step.accesses:
+            # Nothing was accessed: any byte, the same for all.
+            self._bytes.append(Wide(np.full(len(step.before.registers[0].tag), memory.base, np.uint64)))
+        # Where nothing was stored, each granule is what it was: one stands for all.
+        columns = changed or [0], granules if self._stored else granules[:1]
+        count = max(map(len, columns))
+        self._pairs = [
+            (columns[0][number % len(columns[0])], columns[1][number % len(columns[1])]) for number in range(count)
+        ]
+
+    def of(self, name: str) -> list[Place]:
+        """The places of one invariant."""
+        if self._is_granted(name):
+            return []
+        register, granule = self._pairs[0]
+        if name in _OF_BYTES:
+            return [Place(register, granule, byte) for byte in self._bytes]
+        pairs = self._pairs if name in _OF_REGISTERS_AND_GRANULES else self._pairs[:1]
+        return [Place(register, granule, self._bytes[0]) for register, granule in pairs]
+
+    def _is_granted(self, name: str) -> bool:
+        """Whether an invariant holds because the step did nothing that it is about."""
+        step = self._step
+        puts_tags = self._has_tags or self._has_special or self._stored
+        match name:
+            case "M1":  # nothing was put anywhere but integers in registers
+                return not puts_tags
+            case "M2":  # no access, and no byte was stored
+                return not step.accesses and not self._stored
+            case "M3":  # no granule was stored, and no register has a new tag
+                return not self._stored and not self._has_tags
+            case "M4":
+                return step.trap is None
+            case "M5":  # as M1, and nothing was dereferenced
+                return not puts_tags and not step.accesses
+            case "M6":
+                return not any(access.is_capability for access in step.accesses)
+        return False
 
 
 class Oracles:
@@ -293,10 +410,12 @@ class Oracles:
         self._tags, self._halves = self._memory.tags[part].copy(), self._memory.halves[part].copy()
         self._held: dict[int, LaneCapability] = {}
         self._kept: dict[int, LaneCapability] = {}
+        self._seen: dict[int, LaneCapability] = {}
+        """What the last step left in the registers that were looked at, if it went alike in all lanes."""
         self._kept_special: dict[str, LaneCapability] = {}
         self._step = 0
         self._stored = False
-        self._changes = self._changed_special()
+        self._changes, self._other_changes = (np.zeros((len(_SPECIALS), self.count), np.bool_) for _ in range(2))
 
     def _number(self, name: str) -> Any:
         machine = self._machine
@@ -327,13 +446,18 @@ class Oracles:
         self._step += 1
         fmt, looked_at = self._machine.format, dict.fromkeys([*named, 7 * self._step % REGISTER_COUNT, 0])
         self._held = {each: self._keep(fmt, each) for each in looked_at}
+        self._seen = {}
         self._memory.log.clear()
 
     def _keep(self, fmt: CapabilityFormat, register: int) -> LaneCapability:
         """A copy of what a register holds: the one made before, with what is known of it, if it still holds that."""
-        now, kept = LaneCapability(fmt, self._row(register)), self._kept.get(register)
-        if kept is None or not _alike(now, kept):
-            kept = self._kept[register] = LaneCapability.of(fmt, [array.copy() for array in now.arrays])
+        kept, now = self._kept.get(register), self._seen.get(register)
+        if now is None:
+            now = LaneCapability(fmt, self._row(register))
+            if kept is not None and _alike(now, kept):
+                return kept
+        if now is not kept:
+            kept = self._kept[register] = now.copied()
         return kept
 
     def after(self) -> list[Violation]:
@@ -357,6 +481,7 @@ class Oracles:
                 mine = [each for each, present in accesses if present[lanes[0]]]
                 violations += self._judge(lanes, int(cause[lanes[0]]), mine)
         self._advance()
+        _COMPARED.clear()
         return violations
 
     def _merged(self, cause: Any) -> list[tuple[_LaneAccess, Flags]]:
@@ -403,6 +528,8 @@ class Oracles:
         for register, before_it in before_registers.items():
             if _alike(before_it, after_registers[register]):
                 after_registers[register] = before_it
+        if chosen is None:
+            self._seen = after_registers
         before_special, after_special = {}, {}
         changes = self._changes if chosen is None else self._changes[:, chosen]
         changed: Any = changes.any(axis=1)
@@ -416,38 +543,51 @@ class Oracles:
         trap = None
         if cause:
             trap = _LaneTrap(CAUSES_BY_NUMBER[cause], Wide(pick(machine.trap_value[self._slice])))
-        before_numbers: dict[str, Any] = {name: Wide(pick(self._numbers[name])) for name in _ALL_NUMBERS}
-        after_numbers: dict[str, Any] = {name: Wide(pick(self._number(name))) for name in _ALL_NUMBERS}
-        before_numbers["is_reserved"] = pick(self._numbers["is_reserved"])
-        after_numbers["is_reserved"] = pick(self._number("is_reserved"))
+        before_numbers = _LaneNumbers(lambda name: pick(self._numbers[name]))
+        after_numbers = _LaneNumbers(lambda name: pick(self._number(name)))
         memory, rows = self._memory, slice(None) if chosen is None else lanes
         before = _State(
-            before_registers, before_special, before_numbers, _LaneMemory(memory, self._tags, self._halves, lanes, rows)
+            before_registers,
+            before_special,
+            before_numbers,
+            _LaneMemory(memory, self._tags, self._halves, lanes, rows, stored=self._stored),
         )
         held_now = before.memory
         if self._stored:
             # Kernels reach memory through blocks alone, which say what is stored: else it is as it was.
-            held_now = _LaneMemory(memory, memory.tags[self._slice], memory.halves[self._slice], lanes, rows)
+            held_now = _LaneMemory(memory, memory.tags[self._slice], memory.halves[self._slice], lanes, rows, stored=True)
         after = _State(after_registers, after_special, after_numbers, held_now)
         mine = tuple(access._replace(address=Wide(pick(access.address.low))) for access in accesses)
         step = _LaneStep(fmt, row, self._operands, before, after, trap, mine, self._touched())
-        violations, places = [], self._places(step)
+        violations, places = [], _Places(self, step)
+        concerned: dict[Any, int] = {}
         for name, invariant in INVARIANTS.items():
             holds: Any = True
-            for where in places:
+            for where in places.of(name):
                 holds = holds & invariant.holds(step, where)
             self.evaluated[name] += len(lanes)
-            self.concerned[name] += int(np.count_nonzero(np.broadcast_to(invariant.concerns(step), len(lanes))))
+            if invariant.concerns not in concerned:
+                said = invariant.concerns(step)
+                everywhere = len(lanes) if isinstance(said, bool) else 1
+                concerned[invariant.concerns] = int(np.count_nonzero(said)) * everywhere
+            self.concerned[name] += concerned[invariant.concerns]
             if not np.all(holds):
                 violations.append(Violation(name, lanes[np.flatnonzero(~np.broadcast_to(holds, len(lanes)))] + self._first))
         return violations
 
+    @property
+    def granule(self) -> int:
+        """A granule to be looked at, another one in each step."""
+        return self._step * 5 % int(self._tags.shape[1])
+
     def _changed_special(self) -> Flags:
         """Which special registers a step has changed: bool[registers, lanes]."""
         rows, machine = slice(REGISTER_COUNT, REGISTER_COUNT + len(_SPECIALS)), self._machine
-        changed: Flags = machine.tags[rows, self._slice] != self._special.tag
-        changed |= machine.metas[rows, self._slice] != self._special.meta
-        changed |= machine.addresses[rows, self._slice] != self._special.address
+        changed, other = self._changes, self._other_changes
+        np.not_equal(machine.tags[rows, self._slice], self._special.tag, out=changed)
+        for now, before in ((machine.metas, self._special.meta), (machine.addresses, self._special.address)):
+            np.not_equal(now[rows, self._slice], before, out=other)
+            np.logical_or(changed, other, out=changed)
         return changed
 
     def _touched(self) -> frozenset[str]:
@@ -463,26 +603,6 @@ class Oracles:
         if row.name in ("mret", "sret"):
             touched |= {"mstatus", "mepcc" if row.name == "mret" else "sepcc"}
         return frozenset(touched)
-
-    def _places(self, step: _LaneStep) -> list[Place]:
-        """The places that are looked at, as many as the longest of the three lists has."""
-        granules = self._tags.shape[1]
-        before, after = step.before.registers, step.after.registers
-        registers = [each for each in self._held if after[each] is not before[each]] or [0]
-        places_of_granules: list[Any] = [self._step * 5 % granules]
-        places_of_bytes: list[Any] = []
-        for access in step.accesses:
-            shift, base = self._machine.format.granule_shift, self._memory.base
-            first = (access.address - base) >> shift
-            last = (access.address + (access.size_bytes - 1) - base) >> shift
-            places_of_granules += [first] if access.is_capability else [first, last]
-            places_of_bytes += [access.address - 1, access.address + access.size_bytes]
-        if not step.accesses:
-            # Nothing was accessed: any byte, the same for all.
-            places_of_bytes.append(Wide(np.full(len(step.before.registers[0].tag), self._memory.base, np.uint64)))
-        count = max(len(registers), len(places_of_granules), len(places_of_bytes))
-        columns: tuple[list[Any], ...] = (registers, places_of_granules, places_of_bytes)
-        return [Place(*(column[number % len(column)] for column in columns)) for number in range(count)]
 
     def _advance(self) -> None:
         """What is now is what was before the next step."""

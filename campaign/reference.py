@@ -1,8 +1,10 @@
 """The reference's side of a comparison: many programs executed on it, and everything that they write, by step."""
 
+import contextlib
 import gc
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -13,11 +15,12 @@ from capvisor.campaign.recipes import COMPARISONS
 from capvisor.fastpath import isa as _kernels  # declares the kernels
 from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, BatchMachine
 from capvisor.fastpath.workspace import Flags
-from capvisor.model import capability
+from capvisor.model import bounds, capability
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model.capability import Capability
 from capvisor.model.machine import Hart
 from capvisor.model.memory import Granule, Memory, SparseStore
+from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_REGISTERS, Privilege
 
 assert _kernels and _rules
@@ -32,6 +35,9 @@ _STATE = attrgetter(*sorted(SPECIAL_ROWS, key=SPECIAL_ROWS.__getitem__), *NUMBER
 _CSRS = tuple(name for name in NUMBERS if name != "reservation")
 
 
+_put = list.__setitem__
+
+
 class _Registers(list[Capability]):
     """A register file that says what is written to it."""
 
@@ -39,8 +45,9 @@ class _Registers(list[Capability]):
     log: list[tuple[int, ...]]
 
     def __setitem__(self, register: int, value: Capability) -> None:  # type: ignore[override]
-        super().__setitem__(register, value)
-        self.log.append((self.lane, register, *value[1:]))
+        _put(self, register, value)
+        _format, tag, meta, address = value
+        self.log.append((self.lane, register, tag, meta, address))
 
 
 class _Store(SparseStore):
@@ -50,8 +57,33 @@ class _Store(SparseStore):
     log: list[tuple[int, ...]]
 
     def set(self, index: int, granule: Granule) -> None:
-        super().set(index, granule)
-        self.log.append((self.lane, index, *granule))
+        self._written[index] = granule
+        tag, upper, lower = granule
+        self.log.append((self.lane, index, tag, upper, lower))
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextlib.contextmanager
+def _decoding_once(own: CapabilityFormat) -> Iterator[None]:
+    """While a recording is made, the reference decodes the bounds of equal capabilities once: most have been seen before."""
+    known: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def remembered(fmt: CapabilityFormat, meta: int, address: int) -> tuple[int, int]:
+        if fmt is not own:
+            return decode(fmt, meta, address)
+        found = known.get((meta, address))
+        if found is None:
+            found = known[meta, address] = decode(fmt, meta, address)
+        return found
+
+    with _ONE_AT_A_TIME:
+        decode, bounds.decode_bounds = bounds.decode_bounds, remembered
+        try:
+            yield
+        finally:
+            bounds.decode_bounds = decode
 
 
 class Recording:
@@ -69,8 +101,9 @@ class Recording:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            for lane, program in enumerate(programs):
-                self._execute(case, lane, program)
+            with _decoding_once(case.capability_format):
+                for lane, program in enumerate(programs):
+                    self._execute(case, lane, program)
         finally:
             if collecting:
                 gc.enable()

@@ -81,7 +81,7 @@ class Capability(NamedTuple):
     @property
     def is_sealed(self) -> bool:
         """Source: isCapSealed."""
-        return self.otype != self.format.otype_unsealed
+        return extract(self.format.otype, self.meta) != self.format.otype_unsealed
 
     @property
     def has_reserved_otype(self) -> bool:

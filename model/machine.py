@@ -183,13 +183,10 @@ class Hart:
         """PCC must authorise the instruction at pc, each of its parcels. Source: ext_fetch_check_pc of the Sail model."""
         if self._authorised is not self.pcc:
             self._authorise()
-        self._check_parcel(self.pc)
-        if size_bytes > PARCEL_BYTES:
-            self._check_parcel(self.pc + PARCEL_BYTES & self.format.address_mask)
-
-    def _check_parcel(self, address: int) -> None:
         base, top = self._window
-        if not_((address >= base) & (address + PARCEL_BYTES <= top)):
+        first = self.pc
+        last = first + (size_bytes - PARCEL_BYTES) & self.format.address_mask
+        if not_((first >= base) & (first + PARCEL_BYTES <= top) & (last >= base) & (last + PARCEL_BYTES <= top)):
             raise Trap("LengthViolation", PCC_INDEX)
 
     def _authorise(self) -> None:
