@@ -6,7 +6,7 @@ invariant is asked of any place: the thread that acts, another one, one that was
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,12 @@ import z3
 
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model import system
-from capvisor.proofs import contracts, solve, symbolic
+from capvisor.proofs import contracts, lazy, solve, symbolic
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
 from capvisor.proofs.state import any_operands
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given
-from capvisor.spec.cvm import CALLS
+from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Place, Step
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 from capvisor.spec.operations import OPERATIONS
@@ -39,15 +39,20 @@ def steps() -> dict[str, str]:
     }
 
 
+Cases = dict[str, tuple[z3.BoolRef, ...]]
+
+
 @dataclass(frozen=True)
 class Way:
     """One way through a step: what holds on it, and the goal of each invariant."""
 
     conditions: tuple[z3.BoolRef, ...]
-    goals: dict[str, tuple[Any, ...]]
-    """Of each invariant, one goal a place."""
-    cases: tuple[Any, ...]
-    """Conditions in whose cases the goals are asked: is the place one that the step writes to?"""
+    goals: dict[str, tuple[z3.BoolRef, ...]]
+    """Of each invariant what is to be shown, part by part: of each capability at each place."""
+    cases: Cases
+    """Of each symbol of a place, the conditions on which it is one that the step wrote to."""
+    looked_at: tuple[z3.BoolRef, ...]
+    """The conditions on which the cVM of a place is one that the step looked at."""
     is_completed: bool
 
 
@@ -77,6 +82,8 @@ def take(monitor: AnyMonitor, name: str) -> Iterator[Step]:
     given.assume(thread.is_live)
     if kind == "instruction":
         vars(thread.hart)["check_fetch"] = lambda _size_bytes: None
+        # What a call's arguments name is checked as the call is entered; how it is refused is a matter of its second part.
+        vars(monitor)["refusal"] = lambda _number, _caller, _words: Code.OK
         monitor.begin()
         yield system.instruction(monitor, thread, name, any_operands(fmt, given, name))[0]
         return
@@ -99,7 +106,7 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
     """Every way through a step, with the goals of some invariants."""
     attempts: list[Given] = []
 
-    def run() -> tuple[bool, dict[str, Any], tuple[Any, ...]]:
+    def run() -> tuple[bool, dict[str, Any], Cases, tuple[z3.BoolRef, ...]]:
         given = Given(is_abstract=True)
         attempts.append(given)
         with contracts.in_force(given):
@@ -115,41 +122,76 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
             places += [Place(each.domain, any_cvm, each, register, grant=monitor.any_grant) for each in threads]
             goals = {}
             for each in invariants:
-                goals[each] = tuple(CVM_INVARIANTS[each].holds(step, place) for place in places)
-            return step.is_completed, goals, cases(monitor, register, granule)
+                asked = places[:1] if each in _OF_TABLES else places
+                goals[each] = tuple(CVM_INVARIANTS[each].holds(step, place) for place in asked)
+            looked_at = tuple(term_of(any_cvm == each) for each in monitor.cvms if each is not any_cvm)
+            return step.is_completed, goals, cases(monitor, any_cvm, other, register, granule), looked_at
 
     paths = symbolic.explore(run, most=2000)
     found = []
     for path, given in zip(paths, attempts, strict=True):
-        completed, goals, split = path.result
+        completed, goals, split, looked_at = path.result
         supposed = (term_of(condition) for condition in given.assumptions)
-        found.append(Way((*path.conditions, *supposed), goals, split, completed))
+        found.append(Way((*path.conditions, *supposed), _parts(goals), split, looked_at, completed))
     return found
 
 
-def cases(monitor: AnyMonitor, register: Any, granule: Any) -> tuple[Any, ...]:
-    """Whether the register or granule that is looked at is one that was written to."""
-    shift = monitor.format.granule_shift
-    found = [register == each for thread in monitor.threads.looked_at for each in thread.hart.registers.written]  # type: ignore[attr-defined]
+_OF_TABLES = ("C2", "C9", "C16")
+"""Invariants that look at no thread: what holds at any cVM needn't be asked again at a thread's."""
+
+
+def cases(monitor: AnyMonitor, any_cvm: Any, other: Any, register: Any, granule: Any) -> Cases:
+    """Of the symbols of a place, the conditions on which each is one that was written to."""
+    shift, base = monitor.format.granule_shift, monitor.memory.base
+    threads = (*monitor.threads.looked_at, *monitor.threads.started)  # type: ignore[attr-defined]
+    stored: list[Any] = []
     for access in monitor.memory.accesses:  # type: ignore[attr-defined]
         if access.is_store:
-            places = (access.address, access.address + access.size_bytes - 1)
-            found += [granule == place - monitor.memory.base >> shift for place in places]
-    distinct = {repr(each): each for each in found if not isinstance(each, bool)}
-    return tuple(distinct.values())[:3]
-
-
-def questions(way: Way, invariants: Iterable[str], proved: Iterable[str] = ()) -> Iterator[tuple[z3.BoolRef, ...]]:
-    """What would hold where one of some invariants falls, and not those that are proved already; case by case."""
-    known, goals = (
-        [term_of(goal) for each in names for goal in way.goals[each] if goal is not True] for names in (proved, invariants)
+            ends = (access.address, access.address + access.size_bytes - 1)
+            stored += [place - base >> shift for place in ends[: 1 if access.is_capability else 2]]
+    written = (
+        ("any_register", register, [each for thread in threads for each in thread.hart.registers.written]),
+        ("any_granule", granule, stored),
+        ("any_cvm", any_cvm, monitor.regions.written),  # type: ignore[attr-defined]
+        ("any_other", other, monitor.regions.written),  # type: ignore[attr-defined]
+        ("any_grant", monitor.any_grant, monitor.grants.written),  # type: ignore[attr-defined]
     )
-    if not goals:
-        return
-    refuted = z3.Not(z3.And(*goals))
-    for signs in itertools.product((True, False), repeat=len(way.cases)):
-        chosen = [term_of(case) if sign else z3.Not(term_of(case)) for case, sign in zip(way.cases, signs, strict=True)]
-        yield (*way.conditions, *known, *chosen, refuted)
+    found = {}
+    for name, symbol, numbers in written:
+        terms = [z3.simplify(term_of(symbol == number)) for number in numbers]
+        found[name] = tuple({term.get_id(): term for term in terms if not z3.is_false(term)}.values())
+    return found
+
+
+def _split(way: Way, goal: z3.BoolRef, depth: int) -> Iterator[tuple[z3.BoolRef, ...]]:
+    """The cases in which a goal is asked.
+
+    At depth 0 there is one; at 1, each symbol of its place is one that was written to, the first such, or none; at 2, the
+    place's cVM is moreover one that the step looked at, or none.
+    """
+    names = lazy.symbols(goal)
+    concerned = {name for name in way.cases if name in names and (name != "any_granule" or "memory_tags" in names)}
+    ways_to_be = [_one_of(conditions) for name, conditions in way.cases.items() if name in concerned and depth]
+    if depth > 1 and "any_cvm" in names:
+        ways_to_be.append(_one_of(way.looked_at))
+    for chosen in itertools.product(*ways_to_be):
+        yield tuple(itertools.chain.from_iterable(chosen))
+
+
+def _one_of(conditions: tuple[z3.BoolRef, ...]) -> list[tuple[z3.BoolRef, ...]]:
+    """That the first of some conditions holds; the second, but not the first; and so on; that none does."""
+    none = [z3.Not(each) for each in conditions]
+    return [(*none[:place], each) for place, each in enumerate(conditions)] + [tuple(none)]
+
+
+def _parts(goals: dict[str, tuple[Any, ...]]) -> dict[str, tuple[z3.BoolRef, ...]]:
+    """The parts of goals, none twice."""
+    seen: set[int] = set()
+    found: dict[str, tuple[z3.BoolRef, ...]] = {}
+    for name, places in goals.items():
+        parts = [part for place in places for part in lazy.conjuncts(term_of(place))]
+        found[name] = tuple(part for part in parts if part.get_id() not in seen and not seen.add(part.get_id()))
+    return found
 
 
 FIRST = "C1"
@@ -162,38 +204,39 @@ def answers(
     policy: MonitorPolicy = INTENDED,
     invariants: tuple[str, ...] = tuple(CVM_INVARIANTS),
     timeout_s: float = 60,
+    asked: tuple[str, ...] = (),
 ) -> dict[str, solve.Answer]:
-    """Whether each invariant can fall in a step: all that is left together, and one by one where that says nothing."""
-    result = dict.fromkeys(invariants, solve.Answer("unsat", 0.0))
+    """Whether each invariant can fall in a step: "unsat" if not on any way, at any place.
+
+    All of `invariants` are supposed before the step; those in `asked` are asked after it, or all.
+    """
+    result = dict.fromkeys(asked or invariants, solve.Answer("unsat", 0.0))
     for way in ways(name, FORMATS[fmt], policy, invariants):
-        first = tuple(each for each in invariants if each == FIRST)
-        others = tuple(each for each in invariants if each != FIRST)
-        for group, proved in ((first, ()), (others, first)):
-            if _ask(way, group, proved, timeout_s, result).result == "unsat":
-                continue
-            for each in group:
-                _ask(way, (each,), tuple(x for x in proved if result[x].result == "unsat"), timeout_s, result, keeps=True)
+        question = lazy.Question(way.conditions)
+        for each in sorted(result, key=lambda each: each != FIRST):
+            for goal in way.goals[each]:
+                answer = _ask(way, question, goal, timeout_s)
+                known = result[each]
+                worst = known if answer.result == "unsat" or known.result == "sat" else answer
+                result[each] = replace(worst, seconds=known.seconds + answer.seconds)
+                if each == FIRST and answer.result == "unsat":
+                    question.suppose(goal)
     return result
 
 
-def _ask(
-    way: Way,
-    group: tuple[str, ...],
-    proved: tuple[str, ...],
-    timeout_s: float,
-    result: dict[str, solve.Answer],
-    *,
-    keeps: bool = False,
-) -> solve.Answer:
-    """Whether one of some invariants can fall on a way; what isn't unsat is kept, if that is asked for."""
-    answer, seconds = solve.Answer("unsat", 0.0), 0.0
-    for asked in questions(way, group, proved):
-        answer = solve.ask("z3", asked, {}, timeout_s, 0)
-        seconds += answer.seconds
-        if answer.result != "unsat":
+_BRIEFLY_S = (1.0, 5.0)
+"""How long a goal is asked without cases, and in few, before it is split further."""
+
+
+def _ask(way: Way, question: lazy.Question, goal: z3.BoolRef, timeout_s: float) -> solve.Answer:
+    """Whether a goal can fall: asked at once, then in ever more cases, where that gives no answer."""
+    seconds = 0.0
+    for depth, limit in enumerate((*_BRIEFLY_S, timeout_s)):
+        for case in _split(way, goal, depth):
+            answer = question.ask(goal, min(limit, timeout_s), case)
+            seconds += answer.seconds
+            if answer.result != "unsat":
+                break
+        if answer.result != "unknown":
             break
-    for each in group:
-        known = result[each]
-        worst = answer if keeps and answer.result != "unsat" else known
-        result[each] = replace(worst, seconds=known.seconds + seconds / len(group))
-    return answer
+    return replace(answer, seconds=seconds)

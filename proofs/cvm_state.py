@@ -189,8 +189,10 @@ class AnyMonitor(Monitor):
         self.given, self.supposed = given, tuple(invariants)
         self.format = fmt
         self._count = 0
-        self._cvms: list[Any] = []
+        self.cvms: list[Any] = []
+        """The cVMs whose regions are looked at."""
         self._grants: list[Any] = []
+        self._portals: list[Any] = []
         self._witnesses: list[Any] = []
         self._promises: list[tuple[str, Callable[[Any], Any]]] = []
         self._minted: dict[Any, tuple[Capability, Any]] = {}
@@ -305,14 +307,14 @@ class AnyMonitor(Monitor):
         if place.granule is not None:
             self._witnesses.append(self._first.slots[place.granule].grant)
         for witness in self._witnesses[known:]:
-            for name in _OF_GRANTS:
-                if name in self.supposed:
-                    self.given.assume(CVM_INVARIANTS[name].holds(step, Place(place.cvm, grant=witness)))
+            self._assume(_OF_GRANTS, step, Place(place.cvm, grant=witness))
+            # The portal of that number, if it is a call's.
+            self._assume(("C19",), step, Place(place.cvm, grant=witness - cvm.KEYS & cvm.KEYS - 1))
             self.looks_at("grants", witness)
 
     def looks_at(self, table: str, number: Any) -> None:
         """A row is looked at: what is known of every row is known of it."""
-        seen = {"regions": self._cvms, "grants": self._grants}.get(table)
+        seen = {"regions": self.cvms, "grants": self._grants, "portals": self._portals}.get(table)
         if self._first is None or seen is None or any(_is_same(number, each) for each in seen):
             return
         seen.append(number)
@@ -321,9 +323,11 @@ class AnyMonitor(Monitor):
                 self.given.assume(holds(number))
         step = Step(self._first, "instruction", "")
         if table == "regions":
-            for other in self._cvms:
+            for other in self.cvms:
                 self._assume(("C2",), step, Place(number, other))
             self._assume(("C19",), step, Place(number, grant=self.any_grant))
+        elif table == "portals":
+            self._assume(("C19",), step, Place(self._holder, grant=number))
         else:
             self._assume(_OF_GRANTS, step, Place(self._holder, grant=number))
 
@@ -335,7 +339,7 @@ class AnyMonitor(Monitor):
     def promise(self, table: str, holds: Callable[[Any], Any]) -> None:
         """Something holds of every row of a table."""
         self._promises.append((table, holds))
-        for number in {"regions": self._cvms, "grants": self._grants}.get(table, []):
+        for number in {"regions": self.cvms, "grants": self._grants}.get(table, []):
             self.given.assume(holds(number))
 
     # -- contracts ---------------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class ArrayRows:
         )
         self._none = self._written = z3.K(index, z3.BoolVal(False))
         self._swept: tuple[Callable[[Any, Any], Any], Self] | None = None
+        self.written: list[Any] = []
+        """The numbers of the rows that were replaced one by one."""
 
     def _at(self, number: Any) -> Any:
         if isinstance(number, tuple):
@@ -57,6 +59,7 @@ class ArrayRows:
     def set(self, number: Any, row: Any) -> None:
         """Replace the row of a number."""
         at = self._at(number)
+        self.written.append(number)
         parts = (row,) if len(self._columns) == 1 else row
         self._arrays = tuple(
             z3.Store(array, at, as_int(part).at(each.width) if each.width else term_of(part))

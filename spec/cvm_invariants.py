@@ -162,7 +162,8 @@ def disjoint(step: Step, place: Place) -> Any:
     around = (other.outer == place.cvm) & (one.base <= other.base) & (other.top <= one.top)
     nested = one.outer != cvm.MONITOR
     outer = regions[one.outer]
-    in_order = implies(nested, outer.is_live & (outer.outer == cvm.MONITOR) & not_(one.is_purecap | outer.is_purecap))
+    outermost = outer.is_live & (outer.outer == cvm.MONITOR) & (outer.base <= one.base) & (one.top <= outer.top)
+    in_order = implies(nested, outermost & not_(one.is_purecap | outer.is_purecap))
     both = one.is_live & other.is_live & (place.cvm != place.other)
     return implies(both, apart | inside | around) & implies(one.is_live, in_order)
 
@@ -227,7 +228,7 @@ def call_scope(step: Step, place: Place) -> Any:
     owner = step.monitor.regions[portal.owner]
     is_callee = (place.cvm == portal.owner) | (place.cvm == owner.outer)
     of_call = (place.grant >= cvm.KEYS) & grant.is_live
-    return implies(of_call, portal.is_busy & implies(step.monitor.held[place.grant, place.cvm], is_callee))
+    return implies(of_call, portal.is_live & portal.is_busy & implies(step.monitor.held[place.grant, place.cvm], is_callee))
 
 
 def deputy(step: Step, place: Place) -> Any:
@@ -332,13 +333,15 @@ def books(step: Step, place: Place) -> Any:
     monitor = step.monitor
     row, memory = monitor.regions[place.cvm], monitor.memory
     granule = monitor.format.capability_bytes - 1
+    store_bytes = len(cvm.STORE_SLOTS) * monitor.format.capability_bytes
     _cap, exact = monitor.mint(row.base, row.top - row.base, cvm.CODE_PERMISSIONS)
-    placed = (row.base > 0) & (row.base < row.top) & memory.contains(row.base, row.top - row.base) & exact
+    placed = (row.base > 0) & (row.base + store_bytes < row.top) & memory.contains(row.base, row.top - row.base) & exact
     placed = placed & (row.base & granule == 0) & (row.top & granule == 0)
     holds = implies(row.is_live, placed & (place.cvm != cvm.MONITOR))
     grant = monitor.grants[place.grant]
     _cap, exact = monitor.mint(grant.base, grant.top - grant.base, cvm.GRANT_PERMISSIONS)
-    holds = holds & implies(grant.is_live, (grant.base < grant.top) & exact)
+    holds = holds & implies(grant.is_live, (grant.base < grant.top) & exact & (place.grant < 2 * cvm.KEYS))
+    holds = holds & implies(monitor.held[place.grant, place.cvm], row.is_live)
     passed_on = implies(row.outer != cvm.MONITOR, monitor.held[place.grant, row.outer])
     holds = holds & implies(row.is_live & grant.is_live & monitor.held[place.grant, place.cvm], passed_on)
     portal = monitor.portals[place.grant]
@@ -346,7 +349,7 @@ def books(step: Step, place: Place) -> Any:
     outermost = monitor.regions[grant.owner].outer == cvm.MONITOR
     holds = holds & implies(grant.is_live, outermost)
     served = owner.is_live & (owner.outer == cvm.MONITOR) & (portal.entry <= owner.top - owner.base)
-    holds = holds & implies(portal.is_live, served)
+    holds = holds & implies(portal.is_live, served & (place.grant < cvm.KEYS))
     thread = place.thread
     if thread is not None:
         home = monitor.regions[thread.home]
@@ -389,7 +392,7 @@ CVM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "C2",
             "disjoint regions",
-            "Two regions are disjoint, or one is nested in the other; what is nested is so once, and hybrid.",
+            "Two regions are disjoint, or one is nested in the other; what is nested is so once, inside, and hybrid.",
             _SYSTEMS,
             disjoint,
         ),
@@ -504,9 +507,10 @@ CVM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "C19",
             "the monitor's books",
-            "Regions lie in memory and their bounds can be said exactly; what an inner cVM has probed, its outer has; "
-            "grants and portals are those of cVMs that call the monitor, which nested ones don't; a portal's owner is live; "
-            "a thread runs for its own cVM or the outer one.",
+            "Regions lie in memory, hold more than their capability store, and their bounds can be said exactly; only "
+            "live cVMs have probed anything, and what an inner one has, its outer has; grants and portals are those of "
+            "cVMs that call the monitor, which nested ones don't; a portal's owner is live; a thread runs for its own cVM "
+            "or the outer one.",
             "ours: what the others rest on",
             books,
         ),

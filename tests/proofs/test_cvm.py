@@ -13,8 +13,8 @@ from capvisor.spec.policy import INTENDED, without
 TABLES = ("C2", "C16", "C19")
 
 
-def fallen(name: str, invariants: tuple[str, ...], policy=INTENDED) -> dict[str, str]:
-    answers = cvm.answers(name, "cc64", policy, invariants, timeout_s=120)
+def fallen(name: str, invariants: tuple[str, ...], policy=INTENDED, asked: tuple[str, ...] = ()) -> dict[str, str]:
+    answers = cvm.answers(name, "cc64", policy, invariants, timeout_s=120, asked=asked)
     return {each: answer.result for each, answer in answers.items() if answer.result != "unsat"}
 
 
@@ -30,3 +30,22 @@ def test_a_step_keeps_the_tables(name: str) -> None:
 
 def test_advertising_without_its_guard_makes_an_invariant_fall() -> None:
     assert fallen("file_advertise", TABLES, without("advertised_range_checked")) == {"C16": "sat"}
+
+
+ALL = tuple(CVM_INVARIANTS)
+
+
+def test_a_step_keeps_all_invariants() -> None:
+    assert fallen("cmove", ALL) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "guard", "invariant"),
+    [
+        ("start_thread", "ddc_without_store_capability", "C17"),
+        ("wait", "saved_context_private", "C12"),
+    ],
+)
+def test_a_proof_rests_on_the_guard(name: str, guard: str, invariant: str) -> None:
+    assert fallen(name, ALL, asked=(invariant,)) == {}
+    assert fallen(name, ALL, without(guard), asked=(invariant,)) == {invariant: "sat"}
