@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from capvisor.dsl import syntax
 from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.evaluate import memory_of
+from capvisor.dsl.printer import instruction
 from capvisor.dsl.runner import operand_value
-from capvisor.dsl.syntax import Expression, Instruction, Integer, Program, Register, Unary
+from capvisor.dsl.syntax import Instruction, Integer, Program
 from capvisor.model import capability
 from capvisor.model.machine import Hart
 from capvisor.model.memory import Memory
 from capvisor.spec.formats import FORMATS, CapabilityFormat
-from capvisor.spec.operations import OPERATIONS, OperandKind
+from capvisor.spec.operations import OPERATIONS
 
 Operation = tuple[str, tuple[int, ...]]
 """An operation of the table and its operands in the order of its syntax."""
@@ -61,22 +62,6 @@ def to_program(case: Case, source: str = "<case>") -> Program:
     machine = syntax.Machine(case.format, base, size, case.roots)
     lines = [syntax.Line(machine), *(syntax.Line(instruction(*each)) for each in case.operations)]
     return Program(tuple(lines), source)
-
-
-def instruction(name: str, operands: tuple[int, ...]) -> Instruction:
-    """An operation as a statement of the language."""
-    kinds = OPERATIONS[name].operands
-    return Instruction(name, tuple(_operand(kind, value) for kind, value in zip(kinds, operands, strict=True)))
-
-
-def _operand(kind: OperandKind, value: int) -> Expression:
-    if kind.is_register:
-        return Register(value, kind.is_capability)
-    for name, number in kind.names.items():
-        if number == value:
-            return syntax.Name(name)
-    digits = Integer(hex(abs(value)) if abs(value) > 9 else str(abs(value)))
-    return Unary(syntax.Operator.SUBTRACT, digits) if value < 0 else digits
 
 
 def from_program(program: Program, values: dict[str, int] | None = None) -> Case:

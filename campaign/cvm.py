@@ -1,136 +1,276 @@
 """The campaign of cVMs: hostile and well-behaved compartments, drawn unit by unit, on both implementations.
 
-A unit depends on the seed and its number alone. Every step is executed on the reference and on the fast path, and the whole
-state compared; in the first lanes of a unit, every step of the reference is held against all invariants of cVMs.
+A unit depends on the seed and its number alone. Every step is executed on the reference and on the fast path, the whole
+state of every lane is compared, and the step is held against all invariants of cVMs in every lane.
 """
 
-import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-from capvisor.campaign.cvm_moves import play
-from capvisor.campaign.cvm_program import events_of, program, reduced
-from capvisor.campaign.cvm_systems import Found, Systems
-from capvisor.spec.cvm import CALLS
+import numpy as np
+
+from capvisor.campaign.cvm_attacks import play
+from capvisor.campaign.cvm_drill import drill
+from capvisor.campaign.cvm_mirror import PARTS
+from capvisor.campaign.cvm_program import Failing, LaneEvent, events_of, program, reduced
+from capvisor.campaign.cvm_systems import CRASHES, DIFFERS, Found, Systems
+from capvisor.campaign.findings import file_name, rule_of
+from capvisor.campaign.unit import Failure, Outcome, Work
+from capvisor.dsl.system import DEFAULT_POLICY, policy_named
+from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.policy import INTENDED, MonitorPolicy
+from capvisor.spec.operations import OPERATIONS, Group
+from capvisor.spec.traps import CAUSES_BY_NAME
 
-LANES, WATCHED, MOVES = 32, 2, 20
-"""Programs of a unit, in how many of them invariants are watched, and how many moves each makes."""
+if TYPE_CHECKING:
+    from capvisor.campaign.coverage import Behaviour
+    from capvisor.campaign.engine import Report
+
+PROFILE = "cvm"
+LANES, MOVES = 256, 20
+"""Programs of a unit, and how many moves each makes."""
+
+DRILL_EVERY, DRILL_LANES = 64, 4
+"""Of so many units the first has some lanes in which every call is made, and refused for every reason."""
+
+MOST_CRASHING = 8
+"""How many lanes are tried to find one that crashes by itself."""
 
 MOSTLY_REFUSED = 0.8
-"""The share of refused calls, or of traps, above which a campaign says little."""
+"""The share of refused calls, or of instructions, above which a campaign says little."""
+
+
+@dataclass(frozen=True)
+class SystemWork(Work):
+    """A unit of work on systems."""
+
+    policy: str = DEFAULT_POLICY
+
+
+@dataclass(frozen=True)
+class SystemFailure:
+    """A step of a system that went wrong, and everything that was done in its lane up to it."""
+
+    kind: str
+    """`breaks` an invariant, `differs` from the reference, or `crashes`."""
+    what: str
+    """The invariant, the part of the state that differs, or the error."""
+    step: str
+    """The instruction, call or operation of the deployer's."""
+    events: tuple[LaneEvent, ...]
+    format: str
+    policy: str
+    shard: int
+    lane: int
+    details: tuple[str, ...]
+
+    @property
+    def signature(self) -> str:
+        """What makes two failures the same."""
+        return f"{self.step} {self.kind} {self.what}"
+
+
+def perform(work: Work) -> Outcome:
+    """Draw a unit's systems, execute their steps on both implementations and judge every one."""
+    policy_name = work.policy if isinstance(work, SystemWork) else DEFAULT_POLICY
+    fmt, policy = FORMATS[work.format], policy_named(policy_name)[1]
+    outcome = Outcome(work.shard)
+    drilled = min(DRILL_LANES, work.count) if work.shard % DRILL_EVERY == 0 else 0
+    hybrid = drilled - drilled // 2
+    runs = [drill(fmt, hybrid, policy)] if hybrid else []
+    if drilled > hybrid:
+        runs.append(drill(fmt, drilled - hybrid, policy, is_purecap=True))
+    if work.count > drilled:
+        runs.append(play([work.seed, work.shard], fmt, work.count - drilled, MOVES, policy, work.shard))
+    first = 0
+    for systems in runs:
+        _merge(outcome, systems, policy_name, first)
+        first += systems.lanes
+    return outcome
+
+
+def _merge(outcome: Outcome, systems: Systems, policy: str, first: int) -> None:
+    """Add what systems did and found; the first of their lanes has that number."""
+    counts = systems.counts
+    outcome.programs += systems.lanes
+    outcome.operations += counts.steps
+    outcome.compared += counts.compared
+    outcome.executed.update(counts.executed)
+    outcome.trapped.update(counts.trapped)
+    outcome.causes.update(counts.causes)
+    for (name, code), count in (*counts.calls.items(), *counts.deployed.items()):
+        outcome.executed[name] += count
+        if code != Code.OK.name:
+            outcome.trapped[name] += count
+            outcome.causes[code] += count
+    outcome.changed.update(systems.mirror.changed)
+    if systems.oracles is not None:
+        outcome.evaluated.update(systems.oracles.evaluated)
+        outcome.concerned.update(systems.oracles.concerned)
+    outcome.behaviours = (*outcome.behaviours, frozenset(_behaviours(systems)))
+    known = {failure.signature for failure in outcome.failures}
+    for found in systems.found:
+        failure = _failure(systems, found, policy, outcome.shard, first)
+        if failure.signature not in known:
+            known.add(failure.signature)
+            outcome.failures.append(cast(Failure, failure))
+
+
+def _behaviours(systems: Systems) -> "set[Behaviour]":
+    """What was answered: an operation and a trap's cause, a call and a code."""
+    counts = systems.counts
+    answers = {(name, Code[code].value, 0) for name, code in (*counts.calls, *counts.deployed)}
+    return answers | {(name, CAUSES_BY_NAME[cause].number if cause else 0, 1) for name, cause in counts.outcomes}
+
+
+def _failure(systems: Systems, found: Found, policy: str, shard: int, first: int) -> SystemFailure:
+    kind = found.what if found.what in (DIFFERS, CRASHES) else "breaks"
+    what = {DIFFERS: _part(found.details[0]), CRASHES: found.details[0].split(":")[0]}.get(found.what, found.what)
+    lane = _crashing_lane(systems, found) if kind == CRASHES else found.lane
+    events = tuple(events_of(systems, lane, found.events))
+    return SystemFailure(kind, what, found.step, events, systems.format.name, policy, shard, first + lane, found.details)
+
+
+def _crashing_lane(systems: Systems, found: Found) -> int:
+    """A lane that ends the fast path by itself, of the first that took part; where none does, the first."""
+    fails = Failing(systems.format, systems.policy, CRASHES)
+    lanes = np.flatnonzero(systems.events[found.events - 1].lanes)[:MOST_CRASHING].tolist()
+    return next((lane for lane in lanes if fails(events_of(systems, lane, found.events))), found.lane)
+
+
+def _part(difference: str) -> str:
+    """The part of the state that differs, without what is of this one program."""
+    name = difference.split(":", maxsplit=1)[0]
+    words = [word for word in name.split() if not word.removeprefix("0x").isalnum() or not any(map(str.isdigit, word))]
+    return {("thread",): "registers", ("memory", "at"): "memory"}.get(tuple(words), " ".join(words))
+
+
+# -- findings --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SystemFinding:
-    """What a campaign found: an invariant that is violated, or a difference, with a program that shows it."""
+    """A failure of a system as small as it could be made."""
 
-    what: str
-    title: str
-    details: tuple[str, ...]
-    program: tuple[str, ...]
-
-
-@dataclass
-class SystemReport:
-    """What a campaign of cVMs has done and found."""
-
-    seed: int
-    format: str
-    programs: int = 0
-    steps: int = 0
-    trapped: int = 0
-    compared: int = 0
-    watched_steps: int = 0
-    evaluated: int = 0
-    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    operations: Counter[str] = field(default_factory=Counter)
-    findings: list[SystemFinding] = field(default_factory=list)
-    seconds: float = 0.0
-    interrupted: bool = False
+    failure: SystemFailure
+    events: tuple[LaneEvent, ...]
+    lines: tuple[str, ...]
+    """The program that shows it."""
+    shrunk: bool
+    """Whether it fails on its own, so that it could be made smaller."""
+    tried: int = 0
 
     @property
-    def refused(self) -> int:
-        """How many calls were refused."""
-        return sum(count for (_name, code), count in self.calls.items() if code != "OK")
+    def signature(self) -> str:
+        """What makes two failures the same."""
+        return self.failure.signature
 
     @property
-    def weaknesses(self) -> list[str]:
-        """Why a campaign that found nothing says less than it seems."""
-        found = []
-        made, answered = ({name for name, code in self.calls if code in codes} for codes in (_Every(), ("OK",)))
-        if idle := [name for name in CALLS if name not in made]:
-            found.append(f"never called: {', '.join(idle)}")
-        if refused := [name for name in CALLS if name in made - answered]:
-            found.append(f"always refused: {', '.join(refused)}")
-        if self.calls and self.refused > MOSTLY_REFUSED * sum(self.calls.values()):
-            found.append("most calls were refused")
-        if self.trapped > MOSTLY_REFUSED * max(self.steps, 1):
-            found.append("most instructions were refused")
-        if not self.evaluated:
-            found.append("no invariant was evaluated")
-        return found
+    def details(self) -> tuple[str, ...]:
+        """What differs, or what the invariant says."""
+        return self.failure.details
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return file_name(f"{PROFILE} {self.signature}", self.lines)
+
+    @property
+    def title(self) -> str:
+        """What went wrong, in a line."""
+        failure = self.failure
+        if failure.kind == "breaks":
+            return f"`{failure.step}` violates {failure.what}, {CVM_INVARIANTS[failure.what].title}"
+        if failure.kind == CRASHES:
+            return f"`{failure.step}` ends the fast path with {failure.what}"
+        return f"`{failure.step}`: the implementations differ in {failure.what}"
+
+    @property
+    def rule(self) -> tuple[str, str]:
+        """What kind of failure it is."""
+        return rule_of(self.failure.kind, self.failure.what, CVM_INVARIANTS)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The statements that are executed."""
+        return tuple(line for line in self.lines if not line.startswith(("system", "expect")))
+
+    def text(self, again: str) -> str:
+        """The finding's file."""
+        comments = [self.title, *self.details, f"signature: {self.signature}"]
+        if not self.shrunk:
+            comments.append("not made smaller: on its own, the program doesn't fail")
+        comments.append(f"again: {again}")
+        return "\n".join([*(f"# {each}" for each in comments), *self.lines]) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding for a report."""
+        failure = self.failure
+        return {
+            "signature": self.signature,
+            "title": self.title,
+            "kind": failure.kind,
+            "what": failure.what,
+            "stepping": "lock step",
+            "shard": failure.shard,
+            "lane": failure.lane,
+            "operations": len(self.steps),
+            "shrunk": self.shrunk,
+            "details": list(self.details),
+            "file": f"{self.name}.cap",
+            "program": "\n".join(self.lines) + "\n",
+        }
 
 
-class _Every:
-    """What contains everything."""
-
-    def __contains__(self, _value: object) -> bool:
-        return True
-
-
-def run(
-    seed: int,
-    format_name: str = "cc128",
-    policy: MonitorPolicy = INTENDED,
-    programs: int | None = None,
-    seconds: float | None = None,
-    most_findings: int = 10,
-    watch: Callable[[SystemReport], None] = lambda report: None,
-) -> SystemReport:
-    """Do units until there are so many programs, so much time has passed, or so much was found."""
-    report, started, shard = SystemReport(seed, format_name), time.monotonic(), 0
-    known: set[str] = set()
-    try:
-        while len(report.findings) < most_findings:
-            if seconds is not None and time.monotonic() - started > seconds:
-                break
-            lanes = LANES if programs is None else min(LANES, programs - report.programs)
-            if lanes <= 0:
-                break
-            systems = play([seed, shard], FORMATS[format_name], lanes, MOVES, policy, watched=min(WATCHED, lanes))
-            shard += 1
-            _merge(report, systems)
-            for found in systems.found:
-                if found.what not in known and len(report.findings) < most_findings:
-                    known.add(found.what)
-                    report.findings.append(_finding(systems, found))
-            report.seconds = time.monotonic() - started
-            watch(report)
-    except KeyboardInterrupt:
-        report.interrupted = True
-    report.seconds = time.monotonic() - started
-    return report
+def finding_of(failure: SystemFailure, _fails: object = None) -> SystemFinding:
+    """Make a failure small."""
+    fmt, policy = FORMATS[failure.format], policy_named(failure.policy)[1]
+    found = reduced(fmt, policy, failure.events, failure.what if failure.kind == "breaks" else failure.kind)
+    events, tried = (list(failure.events), 0) if found is None else found
+    lines = tuple(program(fmt, policy, events))
+    return SystemFinding(failure, tuple(events), lines, found is not None, tried)
 
 
-def _merge(report: SystemReport, systems: Systems) -> None:
-    counts = systems.counts
-    report.programs += systems.lanes
-    for name in ("steps", "trapped", "compared", "evaluated"):
-        setattr(report, name, getattr(report, name) + getattr(counts, name))
-    report.watched_steps += counts.evaluated // len(CVM_INVARIANTS)
-    report.calls.update(counts.calls)
-    report.operations.update(counts.operations)
+# -- what was never put to the test ----------------------------------------------------------------------------------------
+
+_DEPLOYED: Mapping[str, Sequence[Code]] = {
+    "create": (Code.OK, Code.EXISTS, Code.FULL, Code.RANGE, Code.NOT_FOUND),
+    "destroy": (Code.OK, Code.NOT_FOUND, Code.BUSY),
+    "start_thread": (Code.OK,),
+}
+"""What the deployer's operations may answer."""
 
 
-def _finding(systems: Systems, found: Found) -> SystemFinding:
-    events = events_of(systems, found.lane, found.events)
-    if found.what in CVM_INVARIANTS:
-        events = reduced(systems.format, systems.policy, events, found.what)
-        title = f"{found.what} ({CVM_INVARIANTS[found.what].title}) is violated"
-    else:
-        title = "fast path and reference differ after the last statement"
-    return SystemFinding(found.what, title, found.details, tuple(program(systems.format, systems.policy, events)))
+def weaknesses(report: "Report") -> list[str]:
+    """Why a campaign that found nothing says less than it seems: what never ran, or was never refused."""
+    found = []
+    for name, codes in {**{row.name: (Code.OK, *row.all_refusals) for row in CALLS.values()}, **_DEPLOYED}.items():
+        never = [code.name for code in codes if (name, code.value, 0) not in report.behaviours]
+        if len(never) == len(codes):
+            found.append(f"never called: {name}")
+        elif Code.OK.name in never:
+            found.append(f"always refused: {name}")
+        elif never:
+            found.append(f"never refused as {', '.join(never)}: {name}")
+    width = FORMATS[report.settings.format].address_width
+    ran = {row.group for row in OPERATIONS.values() if report.executed[row.name]}
+    idle = [group for group in Group if group not in ran and _has_operations(group, width)]
+    if idle:
+        found.append(f"no instruction was executed of: {', '.join(group.value for group in idle)}")
+    calls, instructions = (sum(counts[name] for name in CALLS) for counts in (report.executed, report.trapped)), OPERATIONS
+    made, refused = calls
+    if refused > MOSTLY_REFUSED * max(made, 1):
+        found.append("most calls were refused")
+    if sum(report.trapped[name] for name in instructions) > MOSTLY_REFUSED * max(report.operations, 1):
+        found.append("most instructions were refused")
+    if unchanged := [name for name in PARTS if not report.changed[name]]:
+        found.append(f"compared, but never changed: {', '.join(unchanged)}")
+    if silent := [name for name in CVM_INVARIANTS if not report.concerned[name]]:
+        found.append(f"never put to the test: {', '.join(silent)}")
+    return found
+
+
+def _has_operations(group: Group, width: int) -> bool:
+    return any(row.group is group and row.minimum_xlen <= width for row in OPERATIONS.values())

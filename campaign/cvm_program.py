@@ -1,147 +1,435 @@
-"""A lane of a campaign of cVMs as a program: its events replayed on the reference alone, made fewer, and written down."""
+"""A lane of a campaign of cVMs as a program: its events replayed, folded into calls, made fewer, and written down."""
 
 import itertools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from capvisor.campaign.cvm_moves import MEMORY_BASE, MEMORY_BYTES
-from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.cvm_systems import CrashError, Systems
+from capvisor.campaign.steps import StepReduction
 from capvisor.dsl.invariant_watch import InvariantWatch
 from capvisor.dsl.printer import instruction_of, print_instruction
+from capvisor.dsl.system_runner import CODE_REGISTER, DATA_REGISTER, INVOKED_DATA
 from capvisor.model import system
 from capvisor.model.memory import Memory
-from capvisor.model.monitor import Monitor
-from capvisor.spec.cvm import MONITOR, Code
+from capvisor.model.monitor import Monitor, Thread
+from capvisor.spec.cvm import (
+    ARGUMENT_REGISTERS,
+    CALLS,
+    CALLS_BY_NUMBER,
+    MONITOR,
+    NUMBER_REGISTER,
+    STACK_POINTER,
+    STORE_SLOTS,
+    Code,
+)
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Step
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.policy import GUARDS, INTENDED, POLICIES, MonitorPolicy
+from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_NUMBERS
 
-MOST_REPLAYS = 1500
-"""How often a program is tried with something left out."""
+MOST_REPLAYS, MOST_PAIRS = 600, 150
+"""How often a program is tried with something left out: on the reference, and on both implementations, which is slower."""
+
+DEPLOYER = "deployer"
+
+
+class Held(NamedTuple):
+    """What a register holds, as an argument of a call."""
+
+    register: int
 
 
 class LaneEvent(NamedTuple):
-    """What was done in one lane."""
+    """What an agent did: an instruction, a whole call, its first part (`enter`) or second (`leave`), a call of the outer
+    cVM's (`outer`); or the deployer: `create`, `destroy`.
+    """
 
     kind: str
-    thread: int
+    agent: str
     name: str
     operands: tuple[Any, ...]
 
 
 def events_of(systems: Systems, lane: int, count: int) -> list[LaneEvent]:
     """What the first events of a campaign were in one lane."""
-    return [
-        LaneEvent(event.kind, event.thread, event.name, tuple(_number(each, lane) for each in event.operands))
-        for event in systems.events[:count]
-        if event.lanes[lane]
-    ]
+    names = _Names()
+    found = []
+    for event in systems.events[:count]:
+        names.update(systems.monitors[lane].threads[: int(event.threads[lane])])  # type: ignore[index]
+        if not event.lanes[lane]:
+            continue
+        operands = tuple(_number(each, lane) for each in event.operands)
+        if event.kind == "create":
+            found.append(LaneEvent("create", DEPLOYER, "", operands))
+            if event.outcomes[lane] == Code.OK.name:
+                names.created(operands[0])
+        elif event.kind == "destroy":
+            found.append(LaneEvent("destroy", DEPLOYER, "", operands))
+        else:
+            found.append(LaneEvent(event.kind, names.agents[event.thread], event.name, operands))
+    return found
 
 
 def _number(operand: Any, lane: int) -> Any:
     return int(operand[lane]) if isinstance(operand, np.ndarray) else operand
 
 
-class Replay:
-    """Events on a reference of their own; those that can't be are left out."""
+class _Names:
+    """The names of threads, by number: the cVM's, and how many it had before."""
+
+    def __init__(self) -> None:
+        self.agents: list[str] = []
+        self.called: dict[int, int] = {}
+        """The cVMs that are called otherwise than by their own numbers."""
+        self._counts: dict[int, int] = {}
+
+    def created(self, cvm_id: int) -> None:
+        """A cVM was created, perhaps anew: its threads are counted from the first."""
+        self._counts[cvm_id] = 0
+
+    def update(self, threads: Any) -> None:
+        """Name the threads that are new."""
+        for thread in threads[len(self.agents) :]:
+            number = self._counts[thread.home] = self._counts.get(thread.home, 0) + 1
+            name = f"v{self.called.get(thread.home, thread.home)}"
+            self.agents.append(name + (f"/{number}" if number > 1 else ""))
+
+
+# -- replays ---------------------------------------------------------------------------------------------------------------
+
+
+class Player(Protocol):
+    """Who takes steps, on the reference alone or on both implementations; what came of them: a trap's cause, or a code."""
+
+    monitor: Monitor
+
+    def instruction(self, number: int, name: str, operands: tuple[Any, ...]) -> str: ...
+
+    def leave(self, number: int) -> str: ...
+
+    def create(self, cvm_id: int, base: int, size: int, is_purecap: bool, outer: int) -> str: ...
+
+    def destroy(self, cvm_id: int) -> str: ...
+
+
+class OnReference:
+    """Steps of the reference, each given to whoever watches, as `spec.cvm_invariants` speaks of them."""
+
+    def __init__(
+        self, fmt: CapabilityFormat, policy: MonitorPolicy, watch: Callable[[Step], None] = lambda _step: None
+    ) -> None:
+        self.monitor, self.watch = Monitor(Memory(fmt, MEMORY_BASE, MEMORY_BYTES), policy), watch
+
+    def instruction(self, number: int, name: str, operands: tuple[Any, ...]) -> str:
+        step, trap = system.instruction(self.monitor, self.monitor.threads[number], name, operands)
+        self.watch(step)
+        return "" if trap is None else trap.cause.name
+
+    def leave(self, number: int) -> str:
+        step, code = system.leave(self.monitor, self.monitor.threads[number])
+        self.watch(step)
+        return code.name
+
+    def create(self, cvm_id: int, base: int, size: int, is_purecap: bool, outer: int) -> str:
+        step, code = system.deploy(self.monitor, "create", cvm_id, base, size, is_purecap=is_purecap, outer=outer)
+        self.watch(step)
+        if code is Code.OK:
+            self.watch(system.deploy(self.monitor, "start_thread", cvm_id, 0)[0])
+        return str(code.name)
+
+    def destroy(self, cvm_id: int) -> str:
+        step, code = system.deploy(self.monitor, "destroy", cvm_id)
+        self.watch(step)
+        return str(code.name)
+
+
+class OnBoth:
+    """Steps of both implementations in one lane. `systems.found` says where they differ."""
 
     def __init__(self, fmt: CapabilityFormat, policy: MonitorPolicy) -> None:
-        self.monitor = Monitor(Memory(fmt, MEMORY_BASE, MEMORY_BYTES), policy)
+        self.systems = Systems(fmt, MEMORY_BASE, MEMORY_BYTES, 1, policy, oracles=False)
+        self.monitor = self.systems.monitors[0]
+
+    def _outcome(self) -> str:
+        return self.systems.events[-1].outcomes.get(0, "")
+
+    def instruction(self, number: int, name: str, operands: tuple[Any, ...]) -> str:
+        self.systems.instruction(number, name, operands)
+        return self._outcome()
+
+    def leave(self, number: int) -> str:
+        self.systems.leave(number)
+        return self._outcome()
+
+    def create(self, cvm_id: int, base: int, size: int, is_purecap: bool, outer: int) -> str:
+        self.systems.create(cvm_id, np.full(1, base, np.uint64), size, is_purecap, outer)
+        return self._outcome()
+
+    def destroy(self, cvm_id: int) -> str:
+        self.systems.destroy(cvm_id)
+        return self._outcome()
+
+
+class Replay:
+    """Events taken by a player, and as lines of a program; those that can't be are left out.
+
+    As in a program, cVMs are numbered in the order in which they are first named; they are called by what they were.
+    """
+
+    def __init__(self, player: Player) -> None:
+        self.player, self.monitor = player, player.monitor
         self.lines: list[str] = []
-        self._agents: list[str] = []
-        self._counts: dict[int, int] = {}
-        self._known: set[int] = set()
+        self._names = _Names()
+        self._numbers: dict[int, int] = {}
 
-    def execute(self, event: LaneEvent) -> list[Step]:
-        """The steps of an event; none where it can't be."""
+    def thread(self, agent: str) -> Thread | None:
+        """The thread that goes by this name now."""
+        agents = self._names.agents
+        found: Any = next((number for number in reversed(range(len(agents))) if agents[number] == agent), None)
+        return None if found is None else self.monitor.threads[found]
+
+    def execute(self, event: LaneEvent) -> None:
+        """Take an event's steps, where it can be. Raises KeyError for what a program can't say."""
         if event.kind == "create":
-            return self._create(*event.operands)
+            self._create(*event.operands)
+            return
         if event.kind == "destroy":
-            step, code = system.deploy(self.monitor, "destroy", *event.operands)
-            self._say(f"deployer: destroy v{event.operands[0]}", _result(code))
-            return [step]
-        threads: Any = self.monitor.threads
-        if event.thread >= len(threads):
-            return []
-        thread = threads[event.thread]
-        if not thread.is_live or thread.waits or (thread.frame is not None) != (event.kind == "leave"):
-            return []
-        agent = self._agents[event.thread]
-        if event.kind == "leave":
-            step, code = system.leave(self.monitor, thread)
-            self._say(f"{agent}: leave", _result(code))
-        else:
-            step, trap = system.instruction(self.monitor, thread, event.name, event.operands)
-            text = " ".join(print_instruction(instruction_of(event.name, event.operands)).split())
-            self._say(f"{agent}: {text}", "" if trap is None else f"!trap {trap.cause.name}")
-        self._name_threads()
-        return [step]
+            (cvm_id,) = event.operands
+            if cvm_id in self._numbers:
+                code = self.player.destroy(self._numbers[cvm_id])
+                self._say(event.agent, f"destroy v{cvm_id}", _result(code))
+            return
+        thread = self.thread(event.agent)
+        if thread is None or not thread.is_live or thread.waits or (thread.frame is not None) != (event.kind == "leave"):
+            return
+        match event.kind:
+            case "leave":
+                self._say(event.agent, "leave", _result(self.player.leave(thread.number)))
+            case "call" | "enter":
+                self._call(thread, event)
+            case "outer":
+                self._outer(thread, event)
+            case _:
+                cause = self.player.instruction(thread.number, event.name, event.operands)
+                text = " ".join(print_instruction(instruction_of(event.name, event.operands)).split())
+                self._say(event.agent, text, f"!trap {cause}" if cause else "")
+        self._names.update(self.monitor.threads)
 
-    def _create(self, cvm_id: int, base: int, size: int, is_purecap: bool, outer: int) -> list[Step]:
-        step, code = system.deploy(self.monitor, "create", cvm_id, base, size, is_purecap=is_purecap, outer=outer)
-        at = "" if cvm_id in self._known else f" at {base:#x}"
-        self._known.add(cvm_id)
+    def _create(self, cvm_id: int, base: int, size: int, is_purecap: bool, outer: int) -> None:
+        if outer != MONITOR and outer not in self._numbers:
+            return
+        at = "" if cvm_id in self._numbers else f" at {base:#x}"
+        number = self._numbers.setdefault(cvm_id, len(self._numbers) + 1)
+        self._names.called[number] = cvm_id
+        code = self.player.create(number, base, size, is_purecap, self._numbers.get(outer, MONITOR))
         inside, kind = f" in v{outer}" if outer != MONITOR else "", " purecap" if is_purecap else ""
-        self._say(f"deployer: create v{cvm_id} size {size:#x}{at}{inside}{kind}", _result(code))
-        if code is not Code.OK:
-            return [step]
-        self._counts[cvm_id] = 0
-        started, _thread = system.deploy(self.monitor, "start_thread", cvm_id, 0)
-        self._name_threads()
-        return [step, started]
+        self._say(DEPLOYER, f"create v{cvm_id} size {size:#x}{at}{inside}{kind}", _result(code))
+        if code == Code.OK.name:
+            self._names.created(number)
+            self._names.update(self.monitor.threads)
 
-    def _name_threads(self) -> None:
-        threads: Any = self.monitor.threads
-        for thread in threads[len(self._agents) :]:
-            number = self._counts[thread.home] = self._counts[thread.home] + 1
-            self._agents.append(f"v{thread.home}" + (f"/{number}" if number > 1 else ""))
+    def _call(self, thread: Thread, event: LaneEvent) -> None:
+        """What a library does for a call, as `dsl.system_runner` has it."""
+        if self.monitor.regions[thread.domain].outer != MONITOR:
+            return
+        for register, value in zip(ARGUMENT_REGISTERS, event.operands, strict=False):
+            by_register = isinstance(value, Held)
+            self._library(thread, "cmove" if by_register else "li", register, value[0] if by_register else value)
+        self._library(thread, "li", NUMBER_REGISTER, CALLS[event.name].number)
+        self._invoke(thread)
+        if thread.frame is None:
+            raise KeyError(event.name)
+        arguments = ", ".join(f"c{each[0]}" if isinstance(each, Held) else hex(each) for each in event.operands)
+        text = " ".join([event.name, arguments]).rstrip()
+        if event.kind == "enter":
+            self._say(event.agent, f"enter {text}", "")
+        else:
+            self._say(event.agent, text, _result(self.player.leave(thread.number)))
 
-    def _say(self, text: str, outcome: str) -> None:
-        self.lines.append(f"{text}  {outcome}".rstrip())
+    def _outer(self, thread: Thread, event: LaneEvent) -> None:
+        """A nested cVM calls the one around it, whose first instruction installs its data."""
+        outer = self.monitor.regions[thread.domain].outer
+        if outer == MONITOR:
+            return
+        self._invoke(thread)
+        self._library(thread, "cspecialrw", 0, SPECIAL_NUMBERS["ddc"], INVOKED_DATA)
+        self._say(event.agent, f"enter v{self._names.called[outer]}", "")
+
+    def _invoke(self, thread: Thread) -> None:
+        row, granule = self.monitor.regions[thread.domain], self.monitor.format.capability_bytes
+        store = row.top - len(STORE_SLOTS) * granule
+        for register, slot in ((CODE_REGISTER, "call code"), (DATA_REGISTER, "call data")):
+            self._library(thread, "li", register, store + STORE_SLOTS.index(slot) * granule)
+            if row.is_purecap:
+                self._library(thread, "csetaddr", register, STACK_POINTER, register)
+                self._library(thread, "clc", register, 0, register)
+            else:
+                self._library(thread, "lc.ddc", register, register)
+        self._library(thread, "cinvoke", CODE_REGISTER, DATA_REGISTER)
+
+    def _library(self, thread: Thread, name: str, *operands: int) -> None:
+        """One instruction of a library. Raises KeyError where it is refused: a program can't say that."""
+        if cause := self.player.instruction(thread.number, name, operands):
+            raise KeyError(cause)
+
+    def _say(self, agent: str, text: str, outcome: str) -> None:
+        self.lines.append(f"{agent}: {text}  {outcome}".rstrip())
 
 
-def _result(code: Code) -> str:
-    return "-> ok" if code is Code.OK else f"-> refused {code.name}"
+def _result(code: str) -> str:
+    return "-> ok" if code == Code.OK.name else f"-> refused {code}"
 
 
-def _violates(fmt: CapabilityFormat, policy: MonitorPolicy, events: list[LaneEvent], name: str) -> bool:
-    """Whether the last step violates an invariant."""
-    replay, steps = Replay(fmt, policy), []
+# -- failing programs ------------------------------------------------------------------------------------------------------
+
+
+class Failing:
+    """Whether programs fail in one way: an invariant that the last step violates, a difference after it, or a crash."""
+
+    def __init__(self, fmt: CapabilityFormat, policy: MonitorPolicy, what: str) -> None:
+        self._format, self._policy, self._what = fmt, policy, what
+        self.is_invariant = what in CVM_INVARIANTS
+
+    def __call__(self, events: Sequence[LaneEvent]) -> bool:
+        if not events:
+            return False
+        if not self.is_invariant:
+            both = OnBoth(self._format, self._policy)
+            try:
+                can_be = _can_be(Replay(both), events)
+            except CrashError:
+                can_be = True
+            last = len(both.systems.events)
+            return can_be and any(found.what == self._what and found.events == last for found in both.systems.found)
+        player = OnReference(self._format, self._policy)
+        replay, violated = Replay(player), set[str]()
+        if not _can_be(replay, events[:-1]):
+            return False
+        # Whatever the last event violates, be it for the first time or not.
+        watch = InvariantWatch()
+        player.watch = lambda step: violated.update(found.invariant for found in watch.violated(step))
+        return _can_be(replay, events[-1:]) and self._what in violated
+
+    def up_to_the_first(self, events: Sequence[LaneEvent]) -> list[LaneEvent]:
+        """The events up to the first that fails."""
+        if not self.is_invariant:
+            return list(events)
+        watch, violated = InvariantWatch(), set[str]()
+        player = OnReference(
+            self._format, self._policy, lambda step: violated.update(found.invariant for found in watch.violated(step))
+        )
+        replay = Replay(player)
+        for count, event in enumerate(events, 1):
+            replay.execute(event)
+            if self._what in violated:
+                return list(events[:count])
+        return list(events)
+
+
+def _can_be(replay: Replay, events: Sequence[LaneEvent]) -> bool:
+    """Whether a program can say what the events are; they are taken."""
     try:
         for event in events:
-            steps = replay.execute(event)
+            replay.execute(event)
     except KeyError:
-        # A thread of a cVM that isn't there any more.
         return False
-    return any(found.invariant == name for step in steps for found in InvariantWatch().violated(step))
+    return True
 
 
-def reduced(fmt: CapabilityFormat, policy: MonitorPolicy, events: list[LaneEvent], name: str) -> list[LaneEvent]:
-    """Fewer events whose last one violates an invariant still; the same ones where they don't show it by themselves."""
-    if not _violates(fmt, policy, events, name):
-        return events
-    budget, size = MOST_REPLAYS, len(events) // 2
-    while size and budget > 0:
-        start, shrunk = 0, False
-        while start < len(events) - 1 and budget > 0:
-            fewer = events[:start] + events[min(start + size, len(events) - 1) :]
-            budget -= 1
-            if _violates(fmt, policy, fewer, name):
-                events, shrunk = fewer, True
-            else:
-                start += size
-        if not shrunk or size > 1:
-            size //= 2
-    return events
+class Fold(NamedTuple):
+    """Events, from one place to another, that are one of a program."""
+
+    start: int
+    stop: int
+    instead: LaneEvent
 
 
-def program(fmt: CapabilityFormat, policy: MonitorPolicy, events: list[LaneEvent]) -> list[str]:
+def folds(fmt: CapabilityFormat, policy: MonitorPolicy, events: Sequence[LaneEvent]) -> list[Fold]:
+    """The invocations of the monitor, and of outer cVMs: what was put into registers before isn't needed for a call."""
+    replay, found = Replay(OnReference(fmt, policy)), []
+    for place, event in enumerate(events):
+        thread = replay.thread(event.agent)
+        if event.name != "cinvoke" or thread is None:
+            replay.execute(event)
+            continue
+        was_inside, domain, registers = thread.frame is not None, thread.domain, list(cast(Any, thread.hart.registers))
+        replay.execute(event)
+        following = events[place + 1] if place + 1 < len(events) else None
+        if not was_inside and thread.frame is not None and thread.frame.number in CALLS_BY_NUMBER:
+            row = CALLS_BY_NUMBER[thread.frame.number]
+            words: list[Any] = list(thread.frame.arguments[: len(row.arguments)])
+            if words and thread.frame.has_handle:
+                words[0] = Held(_holder(registers))
+            is_whole = following is not None and following[:2] == ("leave", event.agent)
+            instead = LaneEvent("call" if is_whole else "enter", event.agent, row.name, tuple(words))
+            found.append(Fold(place, place + 1 + is_whole, instead))
+        elif thread.frame is None and thread.domain != domain and _installs_data(following, event.agent):
+            found.append(Fold(place, place + 2, LaneEvent("outer", event.agent, "", ())))
+    return found
+
+
+def _holder(registers: list[Any]) -> int:
+    """Another register that holds what the first argument's does; that one itself if there is none."""
+    first = ARGUMENT_REGISTERS[0]
+    others = [number for number in range(1, REGISTER_COUNT) if number != first and registers[number] == registers[first]]
+    return others[0] if others else first
+
+
+def _installs_data(event: LaneEvent | None, agent: str) -> bool:
+    installs = ("cspecialrw", (0, SPECIAL_NUMBERS["ddc"], INVOKED_DATA))
+    return event is not None and event.agent == agent and (event.name, event.operands) == installs
+
+
+def reduced(
+    fmt: CapabilityFormat, policy: MonitorPolicy, events: Sequence[LaneEvent], what: str
+) -> tuple[list[LaneEvent], int] | None:
+    """Fewer events that fail in the same way, and how many programs were tried; None where these don't by themselves."""
+    fails = Failing(fmt, policy, what)
+    if not fails(events):
+        return None
+    small, tried, most = fails.up_to_the_first(events), 0, MOST_REPLAYS if fails.is_invariant else MOST_PAIRS
+    reduced_to: list[LaneEvent] | None = None
+    while tried < most:
+        # What stood in the way of a call may be gone now.
+        for fold in reversed(folds(fmt, policy, small)):
+            fewer = [*small[: fold.start], fold.instead, *small[fold.stop :]]
+            tried += 1
+            if fails(fewer):
+                small = fewer
+        if small == reduced_to:
+            break
+        reduction = StepReduction(small, fails, most - tried, _dropped_with, _simpler)
+        reduced_to = small = fails.up_to_the_first(reduction.run())
+        tried += reduction.tried
+    return small, tried
+
+
+def _dropped_with(event: LaneEvent) -> str:
+    return "" if event.agent == DEPLOYER else event.agent
+
+
+def _simpler(event: LaneEvent) -> Iterable[LaneEvent]:
+    """The event with one of its numbers 0 or 1; what is created stays as it is."""
+    if event.kind in ("create", "destroy"):
+        return
+    is_number = event.kind != "instruction" or event.name == "li"
+    for place, value in enumerate(event.operands):
+        if is_number and isinstance(value, int) and value > 1 and not (event.name == "li" and place == 0):
+            for number in (0, 1):
+                operands = (*event.operands[:place], number, *event.operands[place + 1 :])
+                yield event._replace(operands=operands)
+
+
+def program(fmt: CapabilityFormat, policy: MonitorPolicy, events: Sequence[LaneEvent]) -> list[str]:
     """The events as the lines of a program of a system, which says what it violates."""
-    replay, watch, violated = Replay(fmt, policy), InvariantWatch(), set()
+    watch, violated = InvariantWatch(), set[str]()
+    player = OnReference(fmt, policy, lambda step: violated.update(found.invariant for found in watch.violated(step)))
+    replay = Replay(player)
     for event in events:
-        for step in replay.execute(event):
-            violated |= {found.invariant for found in watch.violated(step)}
+        replay.execute(event)
     names = [name for name in CVM_INVARIANTS if name in violated]
     expected = [f"expect violates {', '.join(names)}"] if names else []
     at_start = list(itertools.takewhile(_is_made, replay.lines))
@@ -150,7 +438,7 @@ def program(fmt: CapabilityFormat, policy: MonitorPolicy, events: list[LaneEvent
     return [f"system cvm {{ {'; '.join(items)} }}", *expected, *replay.lines[len(at_start) :]]
 
 
-_CREATE, _MADE = "deployer: create ", "  -> ok"
+_CREATE, _MADE = f"{DEPLOYER}: create ", "  -> ok"
 
 
 def _is_made(line: str) -> bool:

@@ -7,7 +7,8 @@ import numpy as np
 
 from capvisor.dsl.states import describe, lane_capability, store_granules
 from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS
-from capvisor.fastpath.monitor import BatchMonitor, Table, pair_of
+from capvisor.fastpath.monitor import BatchMonitor
+from capvisor.fastpath.tables import PAIR_SHIFT, Table, pair_of
 from capvisor.model.memory import EMPTY, Granule
 from capvisor.model.monitor import Monitor, Thread
 from capvisor.spec.registers import REGISTER_COUNT
@@ -33,15 +34,6 @@ def differences(monitor: Monitor, batch: BatchMonitor, lane: int) -> list[str]:
     return found
 
 
-def table_differences(monitor: Monitor, batch: BatchMonitor, lane: int) -> list[str]:
-    """What differs between the tables alone."""
-    return [
-        f"{name}: reference {_text(expected)}, fast path {_text(actual)}"
-        for name, expected, actual in _of_tables(monitor, batch, lane)
-        if expected != actual
-    ]
-
-
 def _text(value: Any) -> str:
     return hex(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
@@ -63,15 +55,26 @@ def _of_tables(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[tup
     yield "printed", monitor.printed, int(batch.printed[lane])
 
 
+def row_values(name: str, number: Any, row: Any) -> tuple[int, ...]:
+    """A row of a table of the reference, in the form of the fast path's: its number, and numbers.
+
+    A grant has its size instead of its top; a row about a grant or portal and a cVM has one number.
+    """
+    if isinstance(number, tuple):
+        number = number[0] << PAIR_SHIFT | number[1]
+    if name == "grants":
+        is_live, owner, base, top, last_slot = row
+        return number, is_live, owner, base, top - base, last_slot
+    return (number, *row) if isinstance(row, tuple) else (number, row)
+
+
 def expected_rows(monitor: Monitor, name: str) -> dict[Any, tuple[int, ...]]:
-    """A table of the reference, in the form of the fast path's: a grant has its size instead of its top."""
+    """A table of the reference, in the form of the fast path's; rows of zeros are left out."""
     rows: dict[Any, tuple[int, ...]] = {}
     for number, row in getattr(monitor, name):
-        values = tuple(int(each) for each in row) if isinstance(row, tuple) else (int(row),)
-        if name == "grants":
-            values = (*values[:3], values[3] - values[2], values[4])
+        _number, *values = row_values(name, number, row)
         if any(values):
-            rows[number] = values
+            rows[number] = tuple(int(each) for each in values)
     return rows
 
 

@@ -1,40 +1,33 @@
 """Systems of cVMs in both implementations, step by step: one monitor of the reference for each lane of the fast path.
 
-After every step the whole state of every lane is compared, and in some lanes the step is held against all invariants.
+After every step the whole state of every lane is compared, and the step is held against all invariants in every lane.
 """
 
+import gc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capvisor.campaign.cvm_states import THREAD_FIELDS, differences, expected_frame, table_differences
-from capvisor.dsl.invariant_watch import InvariantWatch
-from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS
+from capvisor.campaign.cvm_mirror import Mirror
+from capvisor.campaign.cvm_oracles import Change, Oracles
+from capvisor.campaign.cvm_states import differences
+from capvisor.fastpath.capability import Lanes
+from capvisor.fastpath.machine import DDC
 from capvisor.fastpath.monitor import BatchMonitor
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.model import isa as _rules  # declares the rules
-from capvisor.model import system
-from capvisor.model.capability import Capability
-from capvisor.model.machine import Hart
-from capvisor.model.memory import Granule, Memory, SparseStore, Sweep
-from capvisor.model.monitor import Monitor
 from capvisor.spec.cvm import CALLS_BY_NUMBER, Code
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Step
+from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.operations import OPERATIONS, OperandKind
 from capvisor.spec.policy import INTENDED, MonitorPolicy
-from capvisor.spec.registers import REGISTER_COUNT
 
 assert _rules
 
-_ROWS = REGISTER_COUNT + len(SPECIAL_ROWS)
-_SPECIALS = sorted(SPECIAL_ROWS, key=SPECIAL_ROWS.__getitem__)
-_SPECIAL_STATE, _NUMBERS_STATE = attrgetter(*_SPECIALS), attrgetter(*NUMBERS, "is_reserved")
 _SCALAR = (OperandKind.SPECIAL_REGISTER, OperandKind.STATUS_REGISTER, OperandKind.QUARTER, OperandKind.MASK)
 """Operands that are one number for all lanes."""
 
@@ -50,6 +43,8 @@ class Event(NamedTuple):
     lanes: Flags
     outcomes: dict[int, str]
     """By lane: the cause of a trap, or the name of a code."""
+    threads: NDArray[np.int64]
+    """By lane: how many threads there were before."""
 
 
 class Found(NamedTuple):
@@ -60,6 +55,22 @@ class Found(NamedTuple):
     details: tuple[str, ...]
     events: int
     """How many events it took."""
+    step: str
+    """The instruction, the call, or the deployer's operation."""
+
+
+NO_CALL = "no call"
+"""What is called by a number that no call has."""
+
+DIFFERS, CRASHES = "differs", "crashes"
+"""What is found beside violated invariants: other states, and an error that ends the fast path."""
+
+MOST_DETAILS = 5
+"""How many differences of a lane are kept."""
+
+
+class CrashError(Exception):
+    """The fast path has ended with an error."""
 
 
 @dataclass
@@ -67,47 +78,17 @@ class Counts:
     """What was put to the test."""
 
     steps: int = 0
-    trapped: int = 0
     compared: int = 0
-    evaluated: int = 0
+    executed: Counter[str] = field(default_factory=Counter)
+    """Instructions, by name."""
+    trapped: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    operations: Counter[str] = field(default_factory=Counter)
-
-
-class _Registers(list[Capability]):
-    """A register file that says what is written to it."""
-
-    place = 0
-    log: list[tuple[int, ...]]
-
-    def __setitem__(self, register: int, value: Capability) -> None:  # type: ignore[override]
-        super().__setitem__(register, value)
-        self.log.append((register, self.place, *value[1:]))
-
-
-class _Store(SparseStore):
-    """A memory's granules, which say what is written to them."""
-
-    lane = 0
-    log: list[tuple[int, ...]]
-
-    def set(self, index: int, granule: Granule) -> None:
-        super().set(index, granule)
-        self.log.append((self.lane, index, *granule))
-
-    def map(self, function: Sweep) -> None:
-        for index, granule in list(self.written()):
-            changed = function(index, granule)
-            if changed != granule:
-                self.set(index, changed)
-
-
-def _columns(log: list[tuple[int, ...]], below: int) -> Any:
-    """The columns of a log of writes: where, in two numbers, and what; of two writes to one place the later one alone.
-
-    The second number is below what is given; elsewhere there is nothing to compare with.
-    """
-    return zip(*{row[:2]: row for row in log if row[1] < below}.values(), strict=True)
+    """Calls, by name and answer."""
+    deployed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """The deployer's operations, likewise."""
+    outcomes: set[tuple[str, str]] = field(default_factory=set)
+    """Instructions, and the causes of their traps, "" for none."""
 
 
 class Systems:
@@ -120,37 +101,22 @@ class Systems:
         size_bytes: int,
         lanes: int,
         policy: MonitorPolicy = INTENDED,
-        watched: int = 0,
         batch_type: type[BatchMonitor] = BatchMonitor,
+        *,
+        oracles: bool = True,
     ) -> None:
-        """With invariants watched in the first lanes."""
+        """With invariants as oracles, or without."""
         self.format, self.lanes, self.policy = fmt, lanes, policy
         self.batch = batch_type(fmt, base, size_bytes, lanes, policy)
-        self._registers: list[tuple[int, ...]] = []
-        self._granules: list[tuple[int, ...]] = []
-        self.monitors = [self._monitor(base, size_bytes, lane) for lane in range(lanes)]
-        self.watches = [InvariantWatch() for _ in range(watched)]
+        self.mirror = Mirror(self.batch)
+        self.monitors = self.mirror.monitors
+        self.oracles = Oracles(self.batch) if oracles else None
         self.events: list[Event] = []
         self.found: list[Found] = []
         self.broken: set[int] = set()
         """Lanes that differ, and are left out from then on."""
+        self._violated: set[tuple[str, int]] = set()
         self.counts = Counts()
-        self._make_expected()
-        self._tables = self._table_arrays()
-
-    def _monitor(self, base: int, size_bytes: int, lane: int) -> Monitor:
-        store = _Store()
-        store.lane, store.log = lane, self._granules
-
-        def make_hart(memory: Memory) -> Hart:
-            hart = Hart(memory)
-            registers = _Registers(cast(list[Capability], hart.registers))
-            registers.place, registers.log = len(monitor.threads) * self.lanes + lane, self._registers  # type: ignore[arg-type]
-            hart.registers = registers
-            return hart
-
-        monitor = Monitor(Memory(self.format, base, size_bytes, store), self.policy, make_hart=make_hart)
-        return monitor
 
     # -- what may be done --------------------------------------------------------------------------------------------------
 
@@ -179,26 +145,34 @@ class Systems:
         own = tuple(each[chosen] if isinstance(each, np.ndarray) else each for each in operands)
         columns = [each.tolist() if isinstance(each, np.ndarray) else [each] * len(chosen) for each in own]
         rows = list(zip(*columns, strict=True)) or [()] * len(chosen)
-        outcomes: dict[int, str] = {}
-        self._begin("instruction", thread, name, operands, able, outcomes)
-        for lane, numbers in zip(chosen.tolist(), rows, strict=True):
-            monitor = self.monitors[lane]
+        event = self._begin("instruction", thread, name, operands, able)
+        mirror, monitors, invokes, harts = self.mirror, self.monitors, name == "cinvoke", thread * self.lanes + chosen
+        ddc = self._ddc(harts)
+        for lane, place, numbers in zip(chosen.tolist(), harts.tolist(), rows, strict=True):
+            monitor = monitors[lane]
             running = monitor.threads[thread]
-            step, trap = system.instruction(monitor, running, name, numbers)
+            if invokes:
+                monitor.accesses.clear()
+            trap = monitor.step(running, name, numbers)
             if trap is not None:
-                outcomes[lane] = trap.cause.name
-            self._hart_changed(running.hart, thread * self.lanes + lane)
-            self._watch(lane, step)
-        places = thread * self.lanes + chosen
-        causes = self.batch.step(places, name, self._as_fast(name, own, len(chosen)))
-        self.counts.steps += len(chosen)
-        self.counts.trapped += len(outcomes)
-        self.counts.operations[name] += len(chosen)
-        if name == "cinvoke":
-            for lane in chosen.tolist():
-                self._threads_changed(lane, (thread,))
-        refused = chosen[causes != 0].tolist()
-        self._compare(chosen, set(refused) ^ set(outcomes), tables=False)
+                event.outcomes[lane] = trap.cause.name
+            mirror.note_hart(place, running.hart)
+            mirror.note_thread(place, running)
+        causes = self._fast(self.batch.step, harts, name, self._as_fast(name, own, len(chosen)))
+        completed = causes == 0
+        self.counts.trapped[name] += len(event.outcomes)
+        self.counts.causes.update(event.outcomes.values())
+        self.counts.executed[name] += len(chosen)
+        self.counts.outcomes.update((name, cause) for cause in set(event.outcomes.values()))
+        if completed.any():
+            self.counts.outcomes.add((name, ""))
+        differ = set(chosen[~completed].tolist()) ^ event.outcomes.keys()
+        change = Change("instruction", [name], chosen, thread, completed, ddc)
+        self._judge(change, differ, accesses=invokes)
+
+    def _ddc(self, harts: NDArray[np.int64]) -> Lanes:
+        machine = self.batch.harts
+        return Lanes(machine.tags[DDC, harts], machine.metas[DDC, harts], machine.addresses[DDC, harts])
 
     def _as_fast(self, name: str, operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:
         """Operands as the fast path takes them: immediates as arrays, modulo 2**64."""
@@ -214,68 +188,75 @@ class Systems:
         chosen = np.flatnonzero(able)
         if not len(chosen):
             return
-        outcomes: dict[int, str] = {}
-        self._begin("leave", thread, "", (), able, outcomes)
-        codes = []
+        event = self._begin("leave", thread, "", (), able)
+        harts = thread * self.lanes + chosen
+        ddc, frames = self._ddc(harts), {name: column[harts] for name, column in self.batch.frames.items()}
+        codes, names, used = [], [], []
         for lane in chosen.tolist():
             monitor = self.monitors[lane]
+            monitor.accesses.clear()
             running = monitor.threads[thread]
-            number = running.frame.number if running.frame is not None else -1
-            step, code = system.leave(monitor, running)
+            frame = monitor.reloaded(running)
+            code = monitor.leave(running)
+            row = CALLS_BY_NUMBER.get(frame.number)
+            names.append(NO_CALL if row is None else row.name)
             codes.append(code.value)
-            outcomes[lane] = code.name
-            name = CALLS_BY_NUMBER[number].name if number in CALLS_BY_NUMBER else "unknown"
-            self.counts.calls[name, code.name] += 1
-            self._watch(lane, step)
-        actual = self.batch.leave(thread * self.lanes + chosen)
-        self._all_changed(chosen)
-        self.counts.steps += len(chosen)
-        self._compare(chosen, set(chosen[actual != codes].tolist()))
+            used.append(frame.arguments)
+            event.outcomes[lane] = code.name
+            self.mirror.note_lane(lane)
+        self.counts.calls.update(zip(names, event.outcomes.values(), strict=True))
+        actual = self._fast(self.batch.leave, harts)
+        words = np.array(used, np.uint64).T
+        change = Change("leave", names, chosen, thread, actual == 0, ddc, frames, tuple(words))
+        self._judge(change, set(chosen[actual != codes].tolist()), accesses=True)
 
     def create(
         self, cvm_id: int, base: Words, size: int, is_purecap: bool = False, outer: int = 0, lanes: Flags | None = None
     ) -> None:
         """A new cVM, and its first thread."""
         chosen = self._chosen(lanes)
-        outcomes: dict[int, str] = {}
-        self._begin("create", 0, "", (cvm_id, base, size, is_purecap, outer), self._flags(chosen), outcomes)
+        event = self._begin("create", 0, "", (cvm_id, base, size, is_purecap, outer), self._flags(chosen))
         codes = []
         for lane in chosen.tolist():
-            arguments = (cvm_id, int(base[lane]), size)
-            step, code = system.deploy(self.monitors[lane], "create", *arguments, is_purecap=is_purecap, outer=outer)
+            monitor = self.monitors[lane]
+            monitor.accesses.clear()
+            code = monitor.create(cvm_id, int(base[lane]), size, is_purecap=is_purecap, outer=outer)
             codes.append(code.value)
-            outcomes[lane] = code.name
-            self._watch(lane, step)
+            event.outcomes[lane] = code.name
+            self.mirror.note_lane(lane)
         count = len(chosen)
         whole = [np.full(count, each, np.uint64) for each in (cvm_id, size, outer)]
-        actual = self.batch.create(chosen, whole[0], base[chosen], whole[1], np.full(count, is_purecap), whole[2])
-        self.counts.steps += count
-        self._all_changed(chosen)
-        self._compare(chosen, set(chosen[actual != codes].tolist()))
+        flags = np.full(count, is_purecap)
+        actual = self._fast(self.batch.create, chosen, whole[0], base[chosen], whole[1], flags, whole[2])
+        self._deployed("create", chosen, codes, actual)
         started = chosen[np.array(codes) == Code.OK.value]
         for lane in started.tolist():
-            step, _thread = system.deploy(self.monitors[lane], "start_thread", cvm_id, 0)
-            self._watch(lane, step)
-        self.batch.start_thread(started, np.full(len(started), cvm_id, np.uint64), np.zeros(len(started), np.uint64))
-        self.counts.steps += len(started)
-        self._all_changed(started)
-        self._compare(started, set())
+            self.monitors[lane].start_thread(cvm_id, 0)
+            self.mirror.note_lane(lane)
+        of = np.full(len(started), cvm_id, np.uint64)
+        self._fast(self.batch.start_thread, started, of, np.zeros(len(started), np.uint64))
+        done = np.zeros(len(started), np.uint8)
+        self._deployed("start_thread", started, done.tolist(), done)
 
     def destroy(self, cvm_id: int, lanes: Flags | None = None) -> None:
         """The end of a cVM."""
         chosen = self._chosen(lanes)
-        outcomes: dict[int, str] = {}
-        self._begin("destroy", 0, "", (cvm_id,), self._flags(chosen), outcomes)
+        event = self._begin("destroy", 0, "", (cvm_id,), self._flags(chosen))
         codes = []
         for lane in chosen.tolist():
-            step, code = system.deploy(self.monitors[lane], "destroy", cvm_id)
+            monitor = self.monitors[lane]
+            monitor.accesses.clear()
+            code = monitor.destroy(cvm_id)
             codes.append(code.value)
-            outcomes[lane] = code.name
-            self._watch(lane, step)
-        actual = self.batch.destroy(chosen, np.full(len(chosen), cvm_id, np.uint64))
-        self.counts.steps += len(chosen)
-        self._all_changed(chosen)
-        self._compare(chosen, set(chosen[actual != codes].tolist()))
+            event.outcomes[lane] = code.name
+            self.mirror.note_lane(lane)
+        actual = self._fast(self.batch.destroy, chosen, np.full(len(chosen), cvm_id, np.uint64))
+        self._deployed("destroy", chosen, codes, actual)
+
+    def _deployed(self, name: str, chosen: NDArray[np.int64], codes: list[int], actual: NDArray[np.uint8]) -> None:
+        self.counts.deployed.update((name, Code(code).name) for code in codes)
+        change = Change("deploy", [name], chosen, None, actual == 0)
+        self._judge(change, set(chosen[actual != codes].tolist()))
 
     def _chosen(self, lanes: Flags | None) -> NDArray[np.int64]:
         able = np.ones(self.lanes, np.bool_) if lanes is None else lanes.copy()
@@ -287,154 +268,77 @@ class Systems:
         flags[chosen] = True
         return flags
 
-    def _begin(
-        self, kind: str, thread: int, name: str, operands: tuple[Any, ...], lanes: Flags, outcomes: dict[int, str]
-    ) -> None:
-        self.events.append(Event(kind, thread, name, operands, lanes, outcomes))
+    def _begin(self, kind: str, thread: int, name: str, operands: tuple[Any, ...], lanes: Flags) -> Event:
+        self.events.append(Event(kind, thread, name, operands, lanes, {}, self.batch.thread_counts()))
+        return self.events[-1]
 
-    def _watch(self, lane: int, step: Step) -> None:
-        if lane < len(self.watches):
-            self.counts.evaluated += len(CVM_INVARIANTS)
-            for found in self.watches[lane].violated(step):
-                self.found.append(
-                    Found(found.invariant, lane, (CVM_INVARIANTS[found.invariant].statement,), len(self.events))
-                )
+    def _fast(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """A step of the fast path. Raises CrashError where it ends with an error."""
+        try:
+            return step(*arguments)
+        except (ArithmeticError, IndexError, TypeError, ValueError, LookupError) as error:
+            event = self.events[-1]
+            lane = int(np.flatnonzero(event.lanes)[0])
+            details = (f"{type(error).__name__}: {error}",)
+            self.found.append(Found(CRASHES, lane, details, len(self.events), event.name or event.kind))
+            self.broken = set(range(self.lanes))
+            raise CrashError from error
 
-    # -- what the reference has --------------------------------------------------------------------------------------------
+    # -- judging -----------------------------------------------------------------------------------------------------------
 
-    def _make_expected(self) -> None:
-        """Arrays for what the reference writes, in the form of the fast path's; at first they are as its own."""
-        machine, memory = self.batch.harts, self.batch.memory
-        self._tags, self._metas, self._addresses = (
-            array[:_ROWS].copy() for array in (machine.tags, machine.metas, machine.addresses)
-        )
-        self._numbers = {name: machine.numbers[name].copy() for name in NUMBERS}
-        self._is_reserved, self._pc = machine.is_reserved.copy(), machine.pc.copy()
-        self._memory_tags, self._halves = memory.tags.copy(), memory.halves.copy()
-        self._threads = {name: np.zeros(machine.lanes, column.dtype) for name, column in self.batch.threads.items()}
-        self._frames = {name: np.zeros(machine.lanes, column.dtype) for name, column in self.batch.frames.items()}
-        self._last: dict[int, Any] = {}
+    def _judge(self, change: Change, differ: set[int], *, accesses: bool = False) -> None:
+        """Compare the whole state of all lanes, and hold the step against the invariants.
 
-    def _grow(self) -> None:
-        """Keep as many threads as the fast path has room for."""
-        count = self.batch.harts.lanes
-        if self._pc.shape[0] == count:
-            return
-        fresh = BatchMonitor(self.format, 0, 0, self.lanes, threads=self.batch.slots).harts
-        old = self._pc.shape[0]
-        for name, array in (("_tags", fresh.tags), ("_metas", fresh.metas), ("_addresses", fresh.addresses)):
-            setattr(self, name, np.concatenate([getattr(self, name), array[:_ROWS, old:]], axis=1))
-        for name in NUMBERS:
-            self._numbers[name] = np.concatenate([self._numbers[name], fresh.numbers[name][old:]])
-        self._is_reserved = np.concatenate([self._is_reserved, fresh.is_reserved[old:]])
-        self._pc = np.concatenate([self._pc, fresh.pc[old:]])
-        for columns in (self._threads, self._frames):
-            for name, column in columns.items():
-                columns[name] = np.concatenate([column, np.zeros(count - old, column.dtype)])
-
-    def _hart_changed(self, hart: Hart, place: int) -> None:
-        """Note a hart's special registers and numbers, if they are others."""
-        specials, numbers = _SPECIAL_STATE(hart), _NUMBERS_STATE(hart)
-        last_specials, last_numbers = self._last.get(place, (None, None))
-        self._pc[place] = hart.pc
-        if specials != last_specials:
-            for row, cap in enumerate(specials, REGISTER_COUNT):
-                self._registers.append((row, place, *cap[1:]))
-        if numbers != last_numbers:
-            for name, number in zip(NUMBERS, numbers[:-1], strict=True):
-                self._numbers[name][place] = number
-            self._is_reserved[place] = numbers[-1]
-        self._last[place] = specials, numbers
-
-    def _threads_changed(self, lane: int, numbers: Sequence[int]) -> None:
-        monitor = self.monitors[lane]
-        for number in numbers:
-            thread, place = monitor.threads[number], number * self.lanes + lane
-            self._threads["exists"][place] = True
-            for name in THREAD_FIELDS:
-                self._threads[name][place] = getattr(thread, name)
-            for name, value in zip(self._frames, expected_frame(thread), strict=True):
-                self._frames[name][place] = value
-
-    def _all_changed(self, chosen: NDArray[np.int64]) -> None:
-        """Note all threads of some lanes."""
-        self._grow()
-        for lane in chosen.tolist():
-            threads = self.monitors[lane].threads
-            # Where the fast path has fewer threads than that, the lane differs.
-            numbers = range(min(len(threads), self.batch.slots))
-            for number in numbers:
-                self._hart_changed(threads[number].hart, number * self.lanes + lane)
-            self._threads_changed(lane, numbers)
-
-    # -- comparing ---------------------------------------------------------------------------------------------------------
-
-    def _compare(self, chosen: NDArray[np.int64], differ: set[int], *, tables: bool = True) -> None:
-        """Compare the whole state of all lanes; `differ` are those that were answered differently."""
-        self._apply()
-        self.counts.compared += len(chosen)
-        wrong = set(differ)
-        if not self._is_same():
-            wrong |= {lane for lane in range(self.lanes) if differences(self.monitors[lane], self.batch, lane)}
-        if tables:
-            counts = self.batch.thread_counts()
-            wrong |= {lane for lane in chosen.tolist() if len(self.monitors[lane].threads) != counts[lane]}
-            wrong |= {lane for lane in chosen.tolist() if table_differences(self.monitors[lane], self.batch, lane)}
-            self._tables = self._table_arrays()
-        for lane in sorted(wrong - self.broken):
+        `differ` are the lanes that were answered differently.
+        """
+        written = self.mirror.apply()
+        self.counts.steps += len(change.lanes)
+        wrong = self.mirror.differing()
+        self.counts.compared += len(change.lanes)
+        for lane in sorted((set(np.flatnonzero(wrong).tolist()) | differ) - self.broken):
             details = differences(self.monitors[lane], self.batch, lane) or ["one is refused, the other isn't"]
-            self.found.append(Found("differs", lane, tuple(details[:5]), len(self.events)))
-        self.broken |= wrong
-        if not tables and not all(map(np.array_equal, self._tables, self._table_arrays(copies=False))):
-            self.found.append(Found("differs", int(chosen[0]), ("an instruction changed a table",), len(self.events)))
+            self.found.append(
+                Found(DIFFERS, lane, tuple(details[:MOST_DETAILS]), len(self.events), self._name(change, lane))
+            )
+            self.broken.add(lane)
+        if self.oracles is None:
+            return
+        if accesses:
+            change.accesses = [
+                (lane, each.domain, each.address, each.size_bytes)
+                for lane in change.lanes.tolist()
+                for each in self.monitors[lane].accesses
+            ]
+        change.registers, change.granules, change.threads, change.tables = written
+        for name, lanes in self.oracles.judge(change):
+            for lane in lanes.tolist():
+                if (name, lane) not in self._violated and lane not in self.broken:
+                    self._violated.add((name, lane))
+                    says = (CVM_INVARIANTS[name].statement,)
+                    self.found.append(Found(name, lane, says, len(self.events), self._name(change, lane)))
 
-    def _apply(self) -> None:
-        """Put what was written into the arrays: of two writes to one place the later one stays."""
-        if any(row[1] < self._pc.shape[0] for row in self._registers):
-            rows, places, tags, metas, addresses = _columns(self._registers, self._pc.shape[0])
-            self._tags[rows, places] = tags
-            self._metas[rows, places] = np.array(metas, np.uint64)
-            self._addresses[rows, places] = np.array(addresses, np.uint64)
-        self._registers.clear()
-        if self._granules:
-            lanes, indices, tags, uppers, lowers = _columns(self._granules, self._memory_tags.shape[1])
-            self._memory_tags[lanes, indices] = tags
-            self._halves[lanes, indices, 1] = np.array(uppers, np.uint64)
-            self._halves[lanes, indices, 0] = np.array(lowers, np.uint64)
-            self._granules.clear()
+    @staticmethod
+    def _name(change: Change, lane: int) -> str:
+        names = change.names
+        return names[0] if len(names) == 1 else names[int(np.searchsorted(change.lanes, lane))]
 
-    def _is_same(self) -> bool:
-        """Whether all arrays are the same, in the lanes that aren't broken."""
-        if self.broken:
-            whole = np.ones(self.lanes, np.bool_)
-            whole[list(self.broken)] = False
-            places = np.tile(whole, self.batch.slots)
-        else:
-            whole, places = slice(None), slice(None)  # type: ignore[assignment]
-        machine, memory, batch = self.batch.harts, self.batch.memory, self.batch
-        pairs = [
-            (self._tags[:, places], machine.tags[:_ROWS, places]),
-            (self._metas[:, places], machine.metas[:_ROWS, places]),
-            (self._addresses[:, places], machine.addresses[:_ROWS, places]),
-            (self._memory_tags[whole], memory.tags[whole]),
-            (self._halves[whole], memory.halves[whole]),
-            (self._pc[places], machine.pc[places]),
-            (self._is_reserved[places], machine.is_reserved[places]),
-            *((self._numbers[name][places], machine.numbers[name][places]) for name in NUMBERS if name != "reservation"),
-            *((self._threads[name][places], batch.threads[name][places]) for name in batch.threads),
-        ]
-        reserved, inside = self._is_reserved[places], self._frames["is_inside"][places]
-        mine, theirs = self._numbers["reservation"][places], machine.numbers["reservation"][places]
-        pairs.append((mine * reserved, theirs * reserved))
-        for name in batch.frames:
-            pairs.append((self._frames[name][places] * inside, batch.frames[name][places] * inside))
-        pairs.append((inside, batch.frames["is_inside"][places]))
-        return all(np.array_equal(one, other) for one, other in pairs)
+    def finish(self) -> None:
+        """To be called at the end: the reference's state, read anew, must be what was compared."""
+        for lane in self.mirror.misread().tolist():
+            if lane not in self.broken:
+                raise AssertionError(f"lane {lane}: the reference has changed what it didn't say")
 
-    def _table_arrays(self, *, copies: bool = True) -> list[NDArray[Any]]:
-        """All tables of the fast path, as arrays."""
-        batch, found = self.batch, []
-        for table in (batch.regions, batch.grants, batch.portals, batch.held, batch.probed):
-            found += [table.numbers, table.is_used, *table.columns.values()]
-        found += [batch.is_slot, batch.slot_grant, batch.clock, batch.printed]
-        return [array.copy() for array in found] if copies else found
+
+def exercise(systems: Systems, moves: Callable[[], None]) -> None:
+    """Make moves, until the fast path ends with an error; it is among what was found."""
+    # A unit makes many small tuples, none of them in a cycle.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        moves()
+        systems.finish()
+    except CrashError:
+        assert systems.found
+    finally:
+        if collecting:
+            gc.enable()

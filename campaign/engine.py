@@ -9,17 +9,19 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from capvisor.campaign import findings
 from capvisor.campaign.coverage import Behaviour
-from capvisor.campaign.findings import Finding
-from capvisor.campaign.recipes import PROFILES, Shape
+from capvisor.campaign.cvm import SystemWork
+from capvisor.campaign.findings import AnyFinding
+from capvisor.campaign.recipes import Shape
 from capvisor.campaign.reduction import Fails
 from capvisor.campaign.schedulers import Scheduler
-from capvisor.campaign.unit import LANES, WIDE_LANES, Outcome, Work
-from capvisor.spec.formats import FORMATS
+from capvisor.campaign.subjects import subject_of
+from capvisor.campaign.unit import Outcome, Work
+from capvisor.dsl.system import DEFAULT_POLICY
 
 UNITS_PER_ROUND = 16
 CORPUS_SHAPES = 512
@@ -27,9 +29,6 @@ CORPUS_SHAPES = 512
 
 SHAPES_TO_CHANGE = 4
 """How many of them a unit is given."""
-
-MOSTLY_TRAPS = 0.8
-"""The share of refused operations above which a campaign says little."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Settings:
     compare: bool = True
     most_findings: int = 10
     """After so many different findings it ends."""
+    policy: str = DEFAULT_POLICY
+    """Of systems: the monitor's policy, a preset or `without:GUARD,...`."""
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Report:
     behaviours: set[Behaviour] = field(default_factory=set)
     growth: list[tuple[int, int]] = field(default_factory=list)
     """After so many programs, so many behaviours: one point a round."""
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[AnyFinding] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     """By signature: in how many units it was seen."""
     interrupted: bool = False
@@ -78,36 +79,16 @@ class Report:
     @property
     def weaknesses(self) -> list[str]:
         """Why a campaign that found nothing says less than it seems: what it never put to the test."""
-        profile, fmt = PROFILES[self.settings.profile], FORMATS[self.settings.format]
-        found = []
-        if self.operations and self.trapped_share > MOSTLY_TRAPS:
-            found.append(f"{self.trapped_share:.0%} of all operations were refused")
-        idle = [name for name in profile.operations(fmt) if not self.executed[name]]
-        if idle:
-            found.append(f"never executed: {', '.join(idle)}")
-        refused = [
-            name for name in profile.operations(fmt) if 0 < self.executed[name] == self.trapped[name] and name != "ecall"
-        ]
-        refused = [name for name in refused if name not in ALWAYS_REFUSED]
-        if refused:
-            found.append(f"always refused: {', '.join(refused)}")
-        if self.settings.compare:
-            unchanged = [name for name in profile.comparisons if not self.changed[name]]
-            if unchanged:
-                found.append(f"compared, but never changed: {', '.join(unchanged)}")
-        silent = [name for name in profile.invariants if not self.concerned[name]]
-        if silent:
-            found.append(f"never put to the test: {', '.join(silent)}")
-        return found
+        return subject_of(self.settings.profile).weaknesses(self)
 
 
-ALWAYS_REFUSED = ("ecall", "ebreak")
-"""Operations whose purpose it is to trap."""
+def _program(finding: AnyFinding) -> str:
+    return str(finding.as_json()["program"])
 
 
 def units(settings: Settings) -> Iterator[tuple[int, int]]:
     """Number and count of programs of each unit."""
-    lanes = LANES if settings.compare else WIDE_LANES
+    lanes = subject_of(settings.profile).lanes(settings.compare)
     if settings.programs is None:
         shard = 0
         while True:
@@ -172,7 +153,10 @@ class Campaign:
             if unit is None:
                 break
             corpus = self._some(unit[0])
-            work = Work(settings.seed, *unit, settings.format, settings.profile, corpus, settings.compare)
+            subject = subject_of(settings.profile)
+            work = subject.work(settings.seed, *unit, settings.format, settings.profile, corpus, settings.compare)
+            if isinstance(work, SystemWork):
+                work = replace(work, policy=settings.policy)
             submitted.append((work, self._scheduler.submit(work)))
         return submitted
 
@@ -193,12 +177,17 @@ class Campaign:
             if not behaviours <= report.behaviours:
                 report.behaviours |= behaviours
                 new.append(shape)
+        for behaviours in outcome.behaviours[len(outcome.shapes) :]:
+            report.behaviours |= behaviours
         for failure in outcome.failures:
             report.failures[failure.signature] += 1
             if failure.signature in self.signatures or len(report.findings) >= self._settings.most_findings:
                 continue
             self.signatures.add(failure.signature)
-            finding = findings.finding_of(failure, fails)
+            subject = subject_of(self._settings.profile)
+            finding = subject.finding_of(failure, fails)
+            if subject.names_all and any(_program(each) == _program(finding) for each in report.findings):
+                continue
             report.findings.append(finding)
             if self._folder is not None:
                 findings.save(finding, self._folder)

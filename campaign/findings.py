@@ -1,15 +1,16 @@
 """Findings: failures made small, as files of the language that say what was expected and what happened, and run again."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from capvisor.campaign.case import Case, instruction, to_program
+from capvisor.campaign.case import Case, to_program
 from capvisor.campaign.reduction import Fails, Reduction
 from capvisor.campaign.reference import batch_machine
 from capvisor.campaign.unit import JUDGED_LANES, Failure, advance
-from capvisor.dsl.printer import print_instruction, print_program
+from capvisor.dsl.printer import instruction, print_instruction, print_program
 from capvisor.dsl.states import differences
 from capvisor.dsl.syntax import Expectation, Instruction, Line, Program
 from capvisor.files import write_whole
@@ -17,9 +18,43 @@ from capvisor.spec.invariants import INVARIANTS
 from capvisor.spec.traps import CAUSES_BY_NUMBER
 
 
+class AnyFinding(Protocol):
+    """A failure, as small as it could be made: what reports, histories and files say of it."""
+
+    @property
+    def signature(self) -> str:
+        """What makes two failures the same."""
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+
+    @property
+    def title(self) -> str:
+        """What went wrong, in a line."""
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What differs, or what the invariant says."""
+
+    @property
+    def rule(self) -> tuple[str, str]:
+        """What kind of failure it is, by a short name and in a sentence."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The program's statements that are executed: the last lines of its file."""
+
+    def text(self, again: str) -> str:
+        """The finding's file: a program, what is wrong with it as comments, and the line that shows it again."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding for a report."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A failure as small as it could be made."""
+    """A failure of one hart's program as small as it could be made."""
 
     failure: Failure
     shrunk: bool
@@ -36,9 +71,7 @@ class Finding:
     @property
     def name(self) -> str:
         """A file's name: the operation, what went wrong, and a few digits that tell programs apart."""
-        digest = hashlib.sha256(repr((self.signature, self.failure.case)).encode()).hexdigest()[:8]
-        words = self.signature.replace(" registers", "-registers").lower().split()
-        return "-".join([*(word.replace(".", "_") for word in words), digest])
+        return file_name(self.signature, self.failure.case)
 
     @property
     def title(self) -> str:
@@ -54,6 +87,45 @@ class Finding:
         if self.failure.kind.startswith("peer"):
             return f"`{text}`: {self.failure.kind}: {self.failure.what}"
         return f"`{text}`: the implementations differ in {self.failure.what}"
+
+    @property
+    def rule(self) -> tuple[str, str]:
+        """What kind of failure it is."""
+        return rule_of(self.failure.kind, self.failure.what, INVARIANTS)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The operations."""
+        return tuple(print_instruction(instruction(*each)) for each in self.failure.case.operations)
+
+    def text(self, again: str) -> str:
+        """The finding's file."""
+        return text_of(self, again)
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding for a report."""
+        return as_json(self)
+
+
+KINDS = {
+    "differs": "The fast path's state differs from the reference's.",
+    "crashes": "The fast path ends with an error.",
+    "peer differs": "The peer's state differs from the reference's.",
+    "peer fails": "The peer itself fails.",
+}
+"""Kinds of failures, beside `breaks` an invariant."""
+
+
+def rule_of(kind: str, what: str, invariants: Mapping[str, Any]) -> tuple[str, str]:
+    """A kind of failure by a short name and in a sentence: an invariant's, if one is broken."""
+    return (what, invariants[what].statement) if kind == "breaks" else (kind.replace(" ", "-"), KINDS[kind])
+
+
+def file_name(signature: str, program: object) -> str:
+    """A file's name: what went wrong, and a few digits that tell programs apart."""
+    digest = hashlib.sha256(repr((signature, program)).encode()).hexdigest()[:8]
+    words = signature.replace(" registers", "-registers").lower().split()
+    return "-".join([*(word.replace(".", "_") for word in words), digest])
 
 
 def finding_of(failure: Failure, fails: Fails | None = None) -> Finding:
@@ -117,12 +189,12 @@ def text_of(finding: Finding, again: str) -> str:
     return print_program(replace(program, lines=(*lines, *program.lines)))
 
 
-def save(finding: Finding, folder: Path) -> Path:
+def save(finding: AnyFinding, folder: Path) -> Path:
     """Write the finding's file. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{finding.name}.cap"
     again = f"capvisor run {path}"
-    write_whole(path, lambda file: file.write(text_of(finding, again).encode()))
+    write_whole(path, lambda file: file.write(finding.text(again).encode()))
     return path
 
 

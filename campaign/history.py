@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from capvisor import __version__
-from capvisor.campaign import findings
 from capvisor.campaign.engine import Report
 from capvisor.files import STATE_FILE, open_state
 
@@ -136,7 +135,7 @@ class History:
             json.dumps(report.weaknesses),
             report.interrupted,
         )
-        found = [_finding_row(findings.as_json(each), report.failures[each.signature]) for each in report.findings]
+        found = [_finding_row(each.as_json(), report.failures[each.signature]) for each in report.findings]
         with self._database("can't keep a campaign") as database:
             database.execute("BEGIN IMMEDIATE")
             marks = ", ".join("?" * len(row))

@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from capvisor.campaign.case import Case, Operation, instruction
+from capvisor.campaign.case import Case, Operation
 from capvisor.campaign.peer import PeerDifference, PeerError
 from capvisor.campaign.peer_process import PeerProcess, shortened
-from capvisor.dsl.printer import print_instruction
+from capvisor.dsl.printer import instruction, print_instruction
 from capvisor.dsl.states import hart_granules
 from capvisor.model import capability
 from capvisor.model.capability import Capability

@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from capvisor.campaign import findings
-from capvisor.campaign.case import instruction
 from capvisor.campaign.engine import Report
-from capvisor.campaign.findings import Finding
-from capvisor.dsl.printer import print_instruction
-from capvisor.spec.invariants import INVARIANTS
+from capvisor.campaign.findings import AnyFinding
+from capvisor.campaign.subjects import SYSTEMS
 
 SARIF_VERSION = "2.1.0"
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -21,6 +18,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "profile": settings.profile,
         "format": settings.format,
         "seed": settings.seed,
+        **({"policy": settings.policy} if settings.profile in SYSTEMS else {}),
         "compared_with_reference": settings.compare,
         "programs": report.programs,
         "operations": report.operations,
@@ -34,7 +32,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "behaviours": len(report.behaviours),
         "growth": [list(point) for point in report.growth],
         "weaknesses": report.weaknesses,
-        "findings": [findings.as_json(each) for each in report.findings],
+        "findings": [each.as_json() for each in report.findings],
         "failures": dict(sorted(report.failures.items())),
         "interrupted": report.interrupted,
     }
@@ -44,7 +42,8 @@ def sarif(report: Report, folder: Path, version: str) -> dict[str, Any]:
     """The findings as a SARIF log, with the operations that lead to each as its code flow."""
     rules: dict[str, dict[str, Any]] = {}
     for each in report.findings:
-        rules.setdefault(_rule(each), {"id": _rule(each), "shortDescription": {"text": _about(each)}})
+        name, about = each.rule
+        rules.setdefault(name, {"id": name, "shortDescription": {"text": about}})
     return {
         "$schema": SARIF_SCHEMA,
         "version": SARIF_VERSION,
@@ -58,27 +57,10 @@ def sarif(report: Report, folder: Path, version: str) -> dict[str, Any]:
     }
 
 
-def _rule(finding: Finding) -> str:
-    failure = finding.failure
-    return failure.what if failure.kind == "breaks" else failure.kind.replace(" ", "-")
-
-
-def _about(finding: Finding) -> str:
-    failure = finding.failure
-    if failure.kind == "breaks":
-        return INVARIANTS[failure.what].statement
-    return {
-        "differs": "The fast path's state differs from the reference's.",
-        "crashes": "The fast path ends with an error.",
-        "peer differs": "The peer's state differs from the reference's.",
-        "peer fails": "The peer itself fails.",
-    }[failure.kind]
-
-
-def _sarif_result(finding: Finding, folder: Path) -> dict[str, Any]:
+def _sarif_result(finding: AnyFinding, folder: Path) -> dict[str, Any]:
     uri = (folder / f"{finding.name}.cap").as_posix()
-    lines = findings.text_of(finding, f"capvisor run {folder / finding.name}.cap").splitlines()
-    first = len(lines) - len(finding.failure.case.operations) + 1
+    lines, texts = finding.text(f"capvisor run {folder / finding.name}.cap").splitlines(), finding.steps
+    first = len(lines) - len(texts) + 1
 
     def location(line: int, text: str) -> dict[str, Any]:
         return {
@@ -86,12 +68,9 @@ def _sarif_result(finding: Finding, folder: Path) -> dict[str, Any]:
             "message": {"text": text},
         }
 
-    steps = [
-        {"location": location(first + number, print_instruction(instruction(*operation)))}
-        for number, operation in enumerate(finding.failure.case.operations)
-    ]
+    steps = [{"location": location(first + number, text)} for number, text in enumerate(texts)]
     return {
-        "ruleId": _rule(finding),
+        "ruleId": finding.rule[0],
         "level": "error",
         "message": {"text": "\n".join([finding.title, *finding.details])},
         "locations": [location(max(len(lines), 1), finding.title)],

@@ -8,7 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, Protocol
 
-from capvisor.campaign.unit import Outcome, Work, perform
+from capvisor.campaign.subjects import perform
+from capvisor.campaign.unit import Outcome, Work
 
 MOST_RESTARTS = 5
 """How often workers that died are replaced before a campaign gives up."""

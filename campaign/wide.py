@@ -31,6 +31,9 @@ class Wide:
         carry = low < added
         return Wide(low, carry if self.high is None else carry | self.high)
 
+    def __radd__(self, other: int) -> "Wide":
+        return self + other
+
     def __sub__(self, other: Other) -> "Wide":
         return Wide(self.low - (other.low if isinstance(other, Wide) else np.uint64(other & _MASK)))
 
@@ -39,6 +42,9 @@ class Wide:
 
     def __rshift__(self, distance: int) -> "Wide":
         return Wide(self.low >> np.uint64(distance))
+
+    def __lshift__(self, distance: int) -> "Wide":
+        return Wide(self.low << np.uint64(distance))
 
     def __eq__(self, other: Any) -> Flags:  # type: ignore[override]
         low, high = _parts(other)
@@ -60,13 +66,13 @@ class Wide:
         return below & ~self.high if high is None else (below & (~self.high | high)) | (high & ~self.high)
 
     def __lt__(self, other: Other) -> Flags:
-        return ~(_wide(other) <= self)
+        return ~Wide.__le__(_wide(other), self)
 
     def __ge__(self, other: Other) -> Flags:
-        return _wide(other) <= self
+        return Wide.__le__(_wide(other), self)
 
     def __gt__(self, other: Other) -> Flags:
-        return ~(self <= other)
+        return ~Wide.__le__(self, other)
 
 
 def _wide(number: Other) -> Wide:

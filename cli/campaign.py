@@ -17,11 +17,9 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 from rich.live import Live
 
 from capvisor import __version__
-from capvisor.campaign import cvm
-from capvisor.campaign import findings as finding_files
 from capvisor.campaign.against import PeerCampaign
 from capvisor.campaign.engine import Campaign, Report, Settings
-from capvisor.campaign.findings import Finding
+from capvisor.campaign.findings import AnyFinding
 from capvisor.campaign.history import History
 from capvisor.campaign.hypothesis_engine import HypothesisEngine
 from capvisor.campaign.json_peer import JsonPeer
@@ -29,18 +27,15 @@ from capvisor.campaign.peer import Peer, PeerError
 from capvisor.campaign.report import as_json, sarif
 from capvisor.campaign.rvfi_peer import RvfiPeer
 from capvisor.campaign.schedulers import Here, Scheduler, SchedulerError, scheduler_of
+from capvisor.campaign.subjects import SYSTEMS, subject_of
 from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.output import PLAIN_PROGRESS_S, check_writable, console, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.profiles import KEPT_EXAMPLES
-from capvisor.dsl.system import DEFAULT_POLICY, policy_named
+from capvisor.dsl.system import DEFAULT_POLICY
 from capvisor.files import state_folder
-from capvisor.spec.invariants import INVARIANTS
 
 DEFAULT_SECONDS = 60.0
-SYSTEMS = "cvm"
-"""The profile of which a program is a system of compartments."""
-
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 PEER_TIMEOUT_S = 5.0
 
@@ -83,6 +78,8 @@ class Request:
         if self.engine != "bulk":
             words += ["--engine", self.engine]
         words += ["--profile", settings.profile, "--format", settings.format, "--seed", str(settings.seed)]
+        if settings.policy != DEFAULT_POLICY:
+            words += ["--policy", settings.policy]
         if settings.programs is not None:
             words += ["--programs", str(settings.programs)]
         else:
@@ -126,6 +123,8 @@ def run(request: Request) -> int:
         write_json_as_is(request.sarif_path, sarif(report, request.findings, __version__))
     if history is not None:
         engine = request.engine if peer is None else f"against {peer.name}"
+        if request.settings.policy != DEFAULT_POLICY:
+            engine += f", {request.settings.policy}"
         try:
             history.record(report, seconds, request.workers, engine, started)
         except OSError as error:
@@ -230,13 +229,15 @@ def _line(report: Report, seconds: float) -> str:
 
 
 def _print(write: Callable[..., None], request: Request, report: Report, seconds: float) -> None:
+    subject, is_system = subject_of(report.settings.profile), report.settings.profile in SYSTEMS
+    concerned = "places looked at" if is_system else "steps concerned"
     rows = [
         ("programs", f"{report.programs:,}", f"{report.programs / seconds:,.0f}/s"),
         ("operations", f"{report.operations:,}", f"{report.operations / seconds:,.0f}/s"),
         ("refused", f"{sum(report.trapped.values()):,}", f"{report.trapped_share:.1%}"),
         ("whole states compared", f"{report.compared:,}", ""),
         *((f"  changed: {name}", f"{count:,}", "") for name, count in report.changed.items()),
-        *((f"{name}, {INVARIANTS[name].title}", f"{report.concerned[name]:,}", "steps concerned") for name in INVARIANTS),
+        *((f"{name}, {row.title}", f"{report.concerned[name]:,}", concerned) for name, row in subject.invariants.items()),
         ("operations of the table", f"{len(report.executed)}", "executed"),
         ("behaviours", f"{len(report.behaviours):,}", ""),
         ("findings", f"{len(report.findings)}", ""),
@@ -253,12 +254,12 @@ def _print(write: Callable[..., None], request: Request, report: Report, seconds
     write(f"\nagain: {request.command}")
 
 
-def _print_finding(write: Callable[..., None], finding: Finding, folder: Path) -> None:
+def _print_finding(write: Callable[..., None], finding: AnyFinding, folder: Path) -> None:
     path = folder / f"{finding.name}.cap"
     write(f"\n{finding.title}")
     for detail in finding.details:
         write(f"  {detail}")
-    for line in finding_files.text_of(finding, "").splitlines():
+    for line in finding.text("").splitlines():
         if not line.startswith("#"):
             write(f"    {line}")
     write(f"  kept in {path}; again: capvisor run {path}")
@@ -274,91 +275,3 @@ def _cases(report: Report, seconds: float) -> list[Case]:
     cases.append(Case(group, "no program fails", seconds, f"{len(cases)} findings" if cases else ""))
     cases.append(Case(group, "everything is put to the test", 0.0, "; ".join(report.weaknesses), is_error=True))
     return cases
-
-
-# -- systems of compartments -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SystemsRequest:
-    """What a user asked for: a campaign of cVMs."""
-
-    seed: int
-    format: str
-    policy: str | None
-    programs: int | None
-    seconds: float | None
-    most_findings: int
-    findings: Path
-    json_path: Path | None
-
-    @property
-    def command(self) -> str:
-        """The line that does the same again."""
-        words = ["capvisor", "fuzz", "--profile", SYSTEMS, "--format", self.format, "--seed", str(self.seed)]
-        if self.policy is not None:
-            words += ["--policy", self.policy]
-        words += ["--time", f"{self.seconds:g}s"] if self.programs is None else ["--programs", str(self.programs)]
-        return shlex.join(words)
-
-
-def run_systems(request: SystemsRequest) -> int:
-    """Run a campaign of cVMs and say what came of it; the exit status."""
-    check_writable(request.json_path)
-    _prepare_findings(request.findings)
-    try:
-        _name, policy = policy_named(request.policy or DEFAULT_POLICY)
-    except LookupError as error:
-        raise InputError(f"--policy: {error.args[0]}") from None
-    settings = (request.seed, request.format, policy, request.programs, request.seconds, request.most_findings)
-    report = cvm.run(*settings, _progress_of_systems())
-    write = console().print
-    calls, seconds = sum(report.calls.values()), max(report.seconds, 1e-9)
-    rows = [
-        ("programs", f"{report.programs:,}", f"{report.programs / seconds:,.0f}/s"),
-        ("steps", f"{report.steps:,}", f"{report.steps / seconds:,.0f}/s"),
-        ("whole states compared", f"{report.compared:,}", ""),
-        ("instructions refused", f"{report.trapped:,}", f"{report.trapped / max(report.steps, 1):.1%}"),
-        ("operations of the table", f"{len(report.operations)}", "executed"),
-        ("calls", f"{calls:,}", f"{report.refused / max(calls, 1):.1%} refused"),
-        *((f"  {name}: {code}", f"{count:,}", "") for (name, code), count in sorted(report.calls.items())),
-        ("steps held against invariants", f"{report.watched_steps:,}", ""),
-        ("invariants evaluated", f"{report.evaluated:,}", ""),
-        ("findings", f"{len(report.findings)}", ""),
-    ]
-    write(table(("counter", "value", ""), rows, right=(1,)), soft_wrap=False)
-    kept = []
-    for finding in report.findings:
-        path = request.findings / f"{SYSTEMS}_{finding.what.lower()}_{request.seed}.cap"
-        details = "".join(f"# {line}\n" for line in (finding.title, *finding.details))
-        request.findings.mkdir(parents=True, exist_ok=True)
-        write_text(path, details + "\n".join(finding.program) + "\n")
-        write(f"\n{finding.title}")
-        for line in (*finding.details, *(f"  {each}" for each in finding.program)):
-            write(f"  {line}", markup=False)
-        write(f"  kept in {path}; again: capvisor run {path}")
-        kept.append({"what": finding.what, "title": finding.title, "program": list(finding.program)})
-    for weakness in report.weaknesses:
-        write(f"\ninconclusive: {weakness}")
-    write(f"\nagain: {request.command}")
-    if request.json_path is not None:
-        answers = {f"{name} {code}": count for (name, code), count in sorted(report.calls.items())}
-        counts = {name: getattr(report, name) for name in ("programs", "steps", "compared", "trapped", "evaluated")}
-        write_json_as_is(request.json_path, {**counts, "calls": answers, "findings": kept, "weaknesses": report.weaknesses})
-    if report.findings:
-        return Status.VIOLATION
-    return Status.INCONCLUSIVE if report.interrupted or report.weaknesses else Status.OK
-
-
-def _progress_of_systems() -> Callable[[cvm.SystemReport], None]:
-    """A plain line now and then."""
-    last = [0.0]
-
-    def say(report: cvm.SystemReport) -> None:
-        if report.seconds - last[0] >= PLAIN_PROGRESS_S:
-            last[0] = report.seconds
-            speed = f"{report.steps:,} steps ({report.steps / report.seconds:,.0f}/s)"
-            text = f"{report.seconds:.0f} s: {report.programs:,} programs, {speed}"
-            print(f"{text}, {len(report.findings)} findings", file=sys.stderr, flush=True)
-
-    return say

@@ -7,10 +7,12 @@ import click
 from capvisor.campaign.engine import Settings
 from capvisor.campaign.recipes import PROFILES
 from capvisor.campaign.schedulers import default_workers
+from capvisor.campaign.subjects import SYSTEMS
 from capvisor.cli import campaign, value_campaign
-from capvisor.cli.campaign import DEFAULT_SECONDS, SYSTEMS, Duration, Request, SystemsRequest
+from capvisor.cli.campaign import DEFAULT_SECONDS, Duration, Request
 from capvisor.cli.options import json_option, seed_option
 from capvisor.cli.status import InputError
+from capvisor.dsl.system import DEFAULT_POLICY, policy_named
 from capvisor.spec.formats import FORMATS
 
 
@@ -38,10 +40,10 @@ from capvisor.spec.formats import FORMATS
     "--profile",
     default="mixed",
     show_default=True,
-    type=click.Choice([*PROFILES, SYSTEMS]),
-    help=f"What programs are about; `{SYSTEMS}`: systems of compartments.",
+    type=click.Choice([*PROFILES, *SYSTEMS]),
+    help="What programs are about; `cvm`: systems of compartments.",
 )
-@click.option("--policy", metavar="NAME", help=f"Of `{SYSTEMS}`: the monitor's, or without:GUARD,...  [default: intended]")
+@click.option("--policy", metavar="NAME", help="Of `cvm`: the monitor's, or without:GUARD,...  [default: intended]")
 @click.option("--format", "format_name", default="cc128", show_default=True, type=click.Choice(list(FORMATS)))
 @click.option("--time", "seconds", type=Duration(), help="How long, such as 60s, 5m or 1h.  [default: 60s]")
 @click.option("--programs", "count", type=click.IntRange(min=1), help="How many programs, instead of how long.")
@@ -101,21 +103,23 @@ def fuzz(
         return value_campaign.run(paths, lanes, seed, sample, json_path)
     if seconds is not None and count is not None:
         raise InputError("--time and --programs both say how long: give one of them")
-    if policy is not None and profile != SYSTEMS:
-        raise InputError(f"--policy is for the profile `{SYSTEMS}` alone")
-    if profile == SYSTEMS:
-        if engine != "bulk" or scheduler is not None or against is not None or invariants_only:
-            raise InputError(f"the profile `{SYSTEMS}` has no --engine, --scheduler, --against or --invariants-only")
-        length = DEFAULT_SECONDS if count is None and seconds is None else seconds
-        request_of_systems = SystemsRequest(seed, format_name, policy, count, length, most_findings, findings, json_path)
-        return campaign.run_systems(request_of_systems)
+    if policy is not None and profile not in SYSTEMS:
+        raise InputError(f"--policy is for the profile `{', '.join(SYSTEMS)}` alone")
+    if profile in SYSTEMS:
+        if engine != "bulk" or against is not None or invariants_only:
+            raise InputError(f"the profile `{profile}` has no --engine, --against or --invariants-only")
+        try:
+            policy_named(policy or DEFAULT_POLICY)
+        except LookupError as error:
+            raise InputError(f"--policy: {error.args[0]}") from None
     if invariants_only and (engine == "hypothesis" or against is not None):
         raise InputError("--invariants-only is for the bulk engine alone")
     if scheduler is not None and (engine == "hypothesis" or against is not None):
         raise InputError("--scheduler is for the bulk engine alone")
     if count is None and seconds is None:
         seconds = DEFAULT_SECONDS
-    settings = Settings(profile, format_name, seed, count, seconds, not invariants_only, most_findings)
+    compare, chosen = not invariants_only, policy or DEFAULT_POLICY
+    settings = Settings(profile, format_name, seed, count, seconds, compare, most_findings, chosen)
     request = Request(
         settings,
         engine,

@@ -1,6 +1,9 @@
 """`capvisor guards`."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,57 +12,105 @@ from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, table, write_json
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.guards import Cell, matrix
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS
-from capvisor.spec.policy import GUARDS
+from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
 
-DEFAULT_PROGRAMS = Path("programs/attacks/cvm")
+DEFAULT_PROOFS = Path("docs/guard_proofs.json")
+FALLS, HOLDS, UNKNOWN = "falls", "holds", "unknown"
+MARKS = {FALLS: "-", HOLDS: "+", UNKNOWN: "?"}
 
 
 @click.command()
-@click.argument("system", type=click.Choice(["cvm"]))
+@click.argument("system", type=click.Choice(list(SYSTEM_KINDS)))
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--programs", "named", is_flag=True, help="Name the program of each cell.")
+@click.option("--programs", "named", is_flag=True, help="Name the program of each cell that falls.")
+@click.option(
+    "--proofs",
+    "proofs_path",
+    type=click.Path(path_type=Path),
+    help=f"What was proved with a guard off; by default {DEFAULT_PROOFS}, if it exists.",
+)
 @json_option
-def guards(system: str, paths: tuple[Path, ...], named: bool, json_path: Path | None) -> int:
-    """Which guard carries which invariant: every guard off, one at a time, and the invariants that programs make fall then.
+def guards(system: str, paths: tuple[Path, ...], named: bool, proofs_path: Path | None, json_path: Path | None) -> int:
+    """Which guard carries which invariant: every guard off, one at a time.
 
-    Programs are those of PATHS (by default of programs/attacks/cvm), run to their ends whatever they expect. An invariant
-    that no program makes fall isn't thereby shown to hold.
+    An invariant falls where a program makes it fall: those of PATHS (by default the attacks that come along) are run to
+    their ends, whatever they expect. It holds where that was proved, and kept in a file. Else it isn't known.
     """
     check_writable(json_path)
-    if not paths and not DEFAULT_PROGRAMS.is_dir():
-        raise InputError(f"there is no {DEFAULT_PROGRAMS} here: name the programs")
-    files = [(path, programs.read_any(path)) for path in programs.find(paths or (DEFAULT_PROGRAMS,))]
-    machines = [path for path, program in files if program.system is None]
-    if machines:
-        raise InputError(f"{machines[0]}: a program of a machine; guards are a system's")
-    cells, always = matrix(files)
-    by_guard: dict[str, dict[str, Cell]] = {}
-    for cell in cells:
-        by_guard.setdefault(cell.guard, {})[cell.invariant] = cell
-    shown = [name for name in CVM_INVARIANTS if any(cell.program for cell in cells if cell.invariant == name)]
-    rows = [(guard, *("falls" if row[name].program else "" for name in shown)) for guard, row in by_guard.items()]
+    kind = SYSTEM_KINDS[system]
+    if not paths and not kind.attacks.is_dir():
+        raise InputError(f"there is no {kind.attacks} here: name the programs")
+    proved = read_proofs(kind, proofs_path)
+    files = [(path, programs.read_any(path)) for path in programs.find(paths or (kind.attacks,))]
+    others = [path for path, program in files if program.system is None or program.system.kind != system]
+    if others:
+        raise InputError(f"{others[0]}: no program of a system {system}, whose guards these are")
+    cells, always = matrix(kind, files)
+    verdicts = {(each.guard, each.invariant): verdict(each, proved) for each in cells}
+    wrong = [cell for cell in cells if cell.program and (cell.guard, cell.invariant) in proved]
     out = console()
-    out.print(table(("guard off", *shown), rows), soft_wrap=False)
+    rows = [(guard, *(MARKS[verdicts[guard, name]] for name in kind.invariants)) for guard in kind.guards]
+    out.print(table(("guard off", *kind.invariants), rows), soft_wrap=False)
     if named:
         out.print()
         named_rows = [(each.guard, each.invariant, str(each.program)) for each in cells if each.program]
         out.print(table(("guard off", "invariant", "program"), named_rows), soft_wrap=False)
-    carrying = [guard for guard, row in by_guard.items() if any(cell.program for cell in row.values())]
-    out.print(f"\n{len(files)} programs; with {len(carrying)} of {len(GUARDS)} guards off, one makes an invariant fall")
-    for name in [guard for guard in GUARDS if guard not in carrying]:
-        out.print(f"none here needs {name}: {GUARDS[name].meaning}")
+    counts = {kind: sum(each == kind for each in verdicts.values()) for kind in (FALLS, HOLDS, UNKNOWN)}
+    out.print(f"\n{len(files)} programs, {len(cells)} cells")
+    out.print(f"- {counts[FALLS]} fall, each by a program")
+    out.print(f"+ {counts[HOLDS]} hold, by proofs that are kept")
+    out.print(f"? {counts[UNKNOWN]} are open: no program makes them fall, and no proof is kept")
+    idle = [guard for guard in kind.guards if not any(verdicts[guard, each] == FALLS for each in kind.invariants)]
+    if idle:
+        out.print(f"nothing falls without {', '.join(idle)}")
     for name, paths_of in always.items():
         out.print(f"{name} falls with every guard on: {paths_of[0]}")
+    for cell in wrong:
+        out.print(f"{cell.invariant} is kept as proved without {cell.guard}, and falls: {cell.program}")
+    by_guard: dict[str, dict[str, Any]] = {guard: {} for guard in kind.guards}
+    for cell in cells:
+        by_guard[cell.guard][cell.invariant] = {
+            "verdict": verdicts[cell.guard, cell.invariant],
+            "program": str(cell.program) if cell.program else None,
+        }
     result = {
         "system": system,
-        "guards": {row.name: row.meaning for row in GUARDS.values()},
-        "invariants": {row.name: row.statement for row in CVM_INVARIANTS.values()},
-        "matrix": {guard: {name: _as_json(cell) for name, cell in row.items()} for guard, row in by_guard.items()},
+        "guards": {row.name: row.meaning for row in kind.guards.values()},
+        "invariants": {row.name: row.statement for row in kind.invariants.values()},
+        "matrix": by_guard,
     }
     write_json(json_path, "guards", result)
-    return Status.VIOLATION if always else Status.OK
+    return Status.VIOLATION if always or wrong else Status.OK
 
 
-def _as_json(cell: Cell) -> dict[str, str | None]:
-    return {"verdict": "falls" if cell.program else "not shown", "program": str(cell.program) if cell.program else None}
+def verdict(cell: Cell, proved: Mapping[tuple[str, str], float]) -> str:
+    """A program outweighs what is said to be proved."""
+    if cell.program is not None:
+        return FALLS
+    return HOLDS if (cell.guard, cell.invariant) in proved else UNKNOWN
+
+
+def read_proofs(kind: SystemKind, path: Path | None = None) -> dict[tuple[str, str], float]:
+    """The cells of a system that a file keeps as proved, with the seconds that it took; none without a file.
+
+    The file is {system: {guard: {invariant: {"verdict": ..., "seconds": ...}}}}. Raises InputError where it isn't.
+    """
+    if path is None and not DEFAULT_PROOFS.is_file():
+        return {}
+    path = path or DEFAULT_PROOFS
+    try:
+        kept = json.loads(path.read_text())[kind.name]
+        found = {
+            (guard, invariant): float(cell["seconds"])
+            for guard, row in kept.items()
+            for invariant, cell in row.items()
+            if cell["verdict"] == HOLDS
+        }
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror or error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise InputError(f'{path}: no kept proofs, {{"{kind.name}": {{guard: {{invariant: {{...}}}}}}}}') from None
+    for guard, invariant in found:
+        if guard not in kind.guards or invariant not in kind.invariants:
+            raise InputError(f"{path}: {guard}, {invariant}: no such guard or invariant")
+    return found

@@ -55,5 +55,9 @@ def read(path: Path) -> Program:
     """The program of a machine that is in a file. Raises InputError or ProgramError."""
     program = read_any(path)
     if program.system is not None:
-        raise InputError(f"{path}: a program of a system, which `capvisor run` runs; this verb takes programs of a machine")
+        kind = program.system.kind
+        raise InputError(
+            f"{path}: a program of a system, which `capvisor run` runs; this verb takes programs of a machine. "
+            f"Systems are fuzzed by `capvisor fuzz --profile {kind}`; theorems on them are proved by `capvisor prove {kind}`"
+        )
     return program

@@ -218,7 +218,12 @@ def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> l
     for name in names:
         if name.endswith(programs.SUFFIX):
             for path in files.find((Path(name),)):
-                obligation = obligation_of(files.read(path))
+                program = files.read_any(path)
+                if program.system is not None:
+                    raise InputError(
+                        f"{path}: programs of a system can't be proved; `capvisor prove {SYSTEM}` proves its every step"
+                    )
+                obligation = obligation_of(program)
                 chosen[obligation.id] = obligation
             continue
         found = [each for each in known if fnmatch.fnmatchcase(each, name) or each.rsplit(".", 1)[0] == name]

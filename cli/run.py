@@ -12,14 +12,16 @@ from capvisor.cli import programs
 from capvisor.cli.options import implementation_option, json_option, parse_settings, paths_argument, seed_option
 from capvisor.cli.output import check_writable, console, table, write_json
 from capvisor.cli.status import InputError, Status
+from capvisor.cli.system_pair import SystemPair
 from capvisor.cli.trace import SystemTracer, Tracer
 from capvisor.dsl.costs import Cost
 from capvisor.dsl.draw import fix
+from capvisor.dsl.evaluate import format_of, memory_of
 from capvisor.dsl.runner import Implementation, Verdict
 from capvisor.dsl.runner import run as run_program
 from capvisor.dsl.syntax import Any as AnyValue
 from capvisor.dsl.syntax import Program
-from capvisor.dsl.system import policy_named
+from capvisor.dsl.system import policy_named, policy_of
 from capvisor.dsl.system_runner import SystemVerdict, run_system
 from capvisor.spec.policy import POLICIES, MonitorPolicy
 
@@ -50,8 +52,8 @@ def run(
 ) -> int:
     """Run programs (files, or folders of *.cap), each with one value for every `any`.
 
-    By default on the reference and on the fast path, with whole states compared after every step. Programs of a system run
-    on the reference, with every step held against the system's invariants.
+    By default on the reference and on the fast path, with whole states compared after every step. Every step of a program
+    of a system is held against the system's invariants too.
     """
     found = list(programs.find(paths))
     check_writable(json_path, found)
@@ -72,7 +74,10 @@ def run(
             watch = Tracer(out.print) if trace else None
             verdicts.append(run_program(program, values, Implementation(implementation), watch))
         else:
-            verdicts.append(run_system(program, values, policy, SystemTracer(out.print) if trace else None))
+            chosen = policy or policy_of(program.system)
+            both = implementation == Implementation.BOTH.value
+            pair = SystemPair(format_of(program), *memory_of(program), chosen[1]) if both else None
+            verdicts.append(run_system(program, values, chosen, SystemTracer(out.print) if trace else None, pair))
     of_machines = [each for each in verdicts if not isinstance(each, SystemVerdict)]
     of_systems = [each for each in verdicts if isinstance(each, SystemVerdict)]
     if of_machines:
@@ -106,7 +111,7 @@ def _check_options(
 ) -> None:
     """Options that the programs can't be run with. Raises InputError."""
     if systems and implementation == Implementation.FAST.value:
-        raise InputError(f"{systems[0].source}: a program of a system runs on the reference alone so far")
+        raise InputError(f"{systems[0].source}: a program of a system runs on the reference, or on both")
     if (policy_name is not None or cost) and len(systems) < len(files):
         other = next(program for program in files if program.system is None)
         option = "--cost" if policy_name is None else "--policy"

@@ -12,7 +12,7 @@ from capvisor.model.memory import EMPTY, Granule
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.registers import REGISTER_COUNT
 
-_OPERATION_COLUMNS, _AGENT_COLUMNS = 42, 10
+_OPERATION_COLUMNS, _AGENT_COLUMNS = 42, 9
 
 
 class Tracer:
@@ -59,7 +59,9 @@ class SystemTracer:
         self._granules = granules
         if step.crossing is not None:
             changes.append(f"{step.crossing[0]} -> {step.crossing[1]}")
-        _write_step(self._write, f"{step.line:>5}  {step.agent:<{_AGENT_COLUMNS}}{step.text:<{_OPERATION_COLUMNS}}", changes)
+        _write_step(
+            self._write, f"{step.line:>5}  {step.agent:<{_AGENT_COLUMNS}} {step.text:<{_OPERATION_COLUMNS}}", changes
+        )
 
 
 def _write_step(write: Callable[[str], None], head: str, changes: list[str]) -> None:

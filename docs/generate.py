@@ -1,17 +1,24 @@
-"""Writes docs/reference/ from what is declared in the code: operations, language, traps, formats, vectors, the command."""
+"""Writes docs/reference/ from what is declared in the code: operations, language, traps, formats, vectors, the command.
+
+`python docs/generate.py guards` writes the tables of docs/guards.md instead, which takes some seconds.
+"""
 
 import functools
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
-from capvisor.cli.main import capvisor
-from capvisor.cli.status import MEANINGS
+from capvisor.cli.guards import FALLS, HOLDS, MARKS, UNKNOWN
+from capvisor.cli.main import capvisor, status_of
+from capvisor.cli.status import MEANINGS, Status
 from capvisor.dsl.fields import FIELDS
 from capvisor.model.machine import RULES
 from capvisor.proofs import contracts, isa, machine, runner
@@ -205,15 +212,24 @@ def command() -> str:
     """Every verb's own help."""
     parts = ["# The command\n", "Generated from the command itself.\n", "## Exit status\n"]
     parts.append(table(["status", "meaning"], [(status.value, meaning) for status, meaning in MEANINGS.items()]))
-    parts.append("## JSON\n\nWhat `--json FILE` writes is described by a JSON Schema, `cli/schemas/results.schema.json`.\n")
+    parts.append(
+        "## JSON\n\nWhat `--json FILE` writes is described by a JSON Schema, `cli/schemas/results.schema.json`; that of `guards` by "
+        "`cli/schemas/guards.schema.json`.\n"
+    )
     context = click.Context(capvisor, info_name="capvisor", max_content_width=100)
     parts.append(f"## capvisor\n\n```text\n{capvisor.get_help(context)}\n```\n")
-    for name in capvisor.list_commands(context):
-        verb = capvisor.get_command(context, name)
+    return "\n".join([*parts, *_verbs(capvisor, context)])
+
+
+def _verbs(group: click.Group, context: click.Context) -> Iterator[str]:
+    """The help of each verb of a group, and of those in it."""
+    for name in group.list_commands(context):
+        verb = group.get_command(context, name)
         assert verb is not None
         inner = click.Context(verb, info_name=name, parent=context, max_content_width=100)
-        parts.append(f"## capvisor {name}\n\n```text\n{verb.get_help(inner)}\n```\n")
-    return "\n".join(parts)
+        yield f"## {inner.command_path}\n\n```text\n{verb.get_help(inner)}\n```\n"
+        if isinstance(verb, click.Group):
+            yield from _verbs(verb, inner)
 
 
 def _times() -> dict[str, Any]:
@@ -275,6 +291,41 @@ PAGES = {
 }
 
 
+_COUNTED = {FALLS: "fall (-)", HOLDS: "hold (+)", UNKNOWN: "are open (?)"}
+GUARDS_PAGE = Path(__file__).parent / "guards.md"
+_TABLES = re.compile(r"(?<=<!-- tables: python docs/generate.py guards -->\n).*(?=<!-- end of tables -->)", re.DOTALL)
+
+
+def guards_tables(document: dict[str, Any]) -> str:
+    """What `capvisor guards --json` has written, as tables: the matrix, and the programs of what falls."""
+    matrix = document["matrix"]
+    rows = [(f"`{guard}`", *(MARKS[cell["verdict"]] for cell in row.values())) for guard, row in matrix.items()]
+    programs: dict[tuple[str, str], list[str]] = {}
+    for guard, row in matrix.items():
+        for name, cell in row.items():
+            if cell["program"] is not None:
+                programs.setdefault((guard, Path(cell["program"]).name), []).append(name)
+    verdicts = [cell["verdict"] for row in matrix.values() for cell in row.values()]
+    counts = ", ".join(f"{verdicts.count(verdict)} {text}" for verdict, text in _COUNTED.items())
+    shown = [(f"`{guard}`", ", ".join(names), f"`{file}`") for (guard, file), names in programs.items()]
+    parts = [table(["guard off", *document["invariants"]], rows), f"{len(verdicts)} cells: {counts}.\n"]
+    return "\n".join(["", *parts, table(["guard off", "falls", "program in `programs/attacks/cvm/`"], shown), ""])
+
+
+def with_guards(page: str, document: dict[str, Any]) -> str:
+    """The page of guards, with its tables anew."""
+    assert _TABLES.search(page)
+    return _TABLES.sub(lambda _found: guards_tables(document), page)
+
+
+def write_guards() -> None:
+    """Run the matrix of guards, and write its tables into their page."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "guards.json"
+        assert status_of(["guards", "cvm", "--json", str(path)]) == Status.OK
+        GUARDS_PAGE.write_text(with_guards(GUARDS_PAGE.read_text(), json.loads(path.read_text())))
+
+
 def main() -> None:
     """Write every page."""
     REFERENCE.mkdir(exist_ok=True)
@@ -285,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_guards() if sys.argv[1:] == ["guards"] else main()

@@ -30,12 +30,11 @@ from capvisor.dsl.syntax import (
     Violates,
     walk,
 )
-from capvisor.dsl.system import SYSTEM_KINDS, Layout, key_number, policy_of
+from capvisor.dsl.system import Layout, key_number, policy_of
+from capvisor.dsl.system_kinds import CVM, SYSTEM_KINDS, SystemKind
 from capvisor.spec import cvm
 from capvisor.spec.cvm import ARGUMENT_REGISTERS, CALLS, ArgumentKind, Code
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.policy import GUARDS, POLICIES
 from capvisor.spec.registers import REGISTER_NUMBERS
 
 DEPLOYER = "deployer"
@@ -53,6 +52,7 @@ class SystemChecker(Checker):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
+        self._kind: SystemKind = CVM
         self._layout: Layout | None = None
         self._keys: dict[int, str] = {}
         self._violates: Violates | None = None
@@ -95,6 +95,7 @@ class SystemChecker(Checker):
         if system.kind not in SYSTEM_KINDS:
             message = f"unknown kind of system `{system.kind}`{suggest(system.kind, SYSTEM_KINDS)}"
             raise self._error(f"{message}: there is {listed(SYSTEM_KINDS)}", system.position)
+        self._kind = SYSTEM_KINDS[system.kind]
         name = system.format or DEFAULT_FORMAT
         if name not in FORMATS:
             raise self._error(f"unknown capability format `{name}`{suggest(name, FORMATS)}", system.position)
@@ -102,12 +103,13 @@ class SystemChecker(Checker):
         self._memory(system.memory_base, system.memory_size, "the system's memory")
         if system.memory_base is not None and memory_of(self._program)[0] == 0:
             raise self._error("a system's memory can't begin at address 0", system.memory_base.position)
-        if system.policy is not None and system.policy not in POLICIES:
-            known = suggest(system.policy, POLICIES) or f": there are {listed(POLICIES)}"
+        policies, guards = self._kind.policies, self._kind.guards
+        if system.policy is not None and system.policy not in policies:
+            known = suggest(system.policy, policies) or f": there are {listed(policies)}"
             raise self._error(f"unknown policy `{system.policy}`{known}", system.position)
         for guard in system.without:
-            if guard not in GUARDS:
-                known = suggest(guard, GUARDS) or f": there are {listed(GUARDS)}"
+            if guard not in guards:
+                known = suggest(guard, guards) or f": there are {listed(guards)}"
                 raise self._error(f"unknown guard `{guard}`{known}", system.position)
         policy_of(system)
         self._layout = Layout(self._format, memory_of(self._program)[0])
@@ -232,6 +234,6 @@ class SystemChecker(Checker):
             raise self._error(f"what is violated is said in one line, here in line {line}", statement.position)
         self._violates = statement
         for name in statement.names:
-            if name not in CVM_INVARIANTS:
-                known = suggest(name, CVM_INVARIANTS) or f": there are {listed(CVM_INVARIANTS)}"
+            if name not in self._kind.invariants:
+                known = suggest(name, self._kind.invariants) or f": there are {listed(self._kind.invariants)}"
                 raise self._error(f"unknown invariant `{name}`{known}", statement.position)

@@ -7,49 +7,76 @@ none of them makes it fall shows nothing.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 from capvisor.dsl.draw import fix
+from capvisor.dsl.errors import ProgramError
+from capvisor.dsl.invariant_watch import InvariantWatch
 from capvisor.dsl.runner import numbered
 from capvisor.dsl.syntax import By, Create, Destroy, Program
 from capvisor.dsl.system import constants_of
-from capvisor.dsl.system_runner import SystemRun, SystemVerdict
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS
-from capvisor.spec.policy import GUARDS, INTENDED, MonitorPolicy, without
+from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
+from capvisor.dsl.system_runner import SystemVerdict
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One guard off, one invariant: the shortest program that makes it fall, or None."""
+    """One guard off, one invariant: the program that makes it fall, or None."""
 
     guard: str
     invariant: str
     program: Path | None
 
 
-def violated(program: Program, policy: MonitorPolicy) -> tuple[str, ...]:
+def violated(program: Program, policy: Any, invariants: InvariantWatch | None = None) -> tuple[str, ...]:
     """The invariants that a program of a system makes fall under a policy, in the order of the table."""
-    values = fix(program, {}, seed=0)
+    kind, values = kind_of(program), fix(program, {}, seed=0)
     verdict = SystemVerdict(program, values)
-    run = SystemRun(program, values | constants_of(program), policy, verdict, lambda _step: None)
+    run = resolve_name(kind.runner)(program, values | constants_of(program), policy, verdict, lambda _step: None, invariants)
     run.set_up()
     for line, statement in numbered(program):
         run.line = line
         if isinstance(statement, By | Create | Destroy):
             run.execute(statement)
-    return tuple(name for name in CVM_INVARIANTS if name in verdict.violations)
+    return tuple(name for name in kind.invariants if name in verdict.violations)
 
 
-def matrix(programs: Iterable[tuple[Path, Program]]) -> tuple[list[Cell], dict[str, list[Path]]]:
-    """A cell for each guard and invariant; and by invariant the programs that make it fall with every guard on."""
-    found = sorted(programs, key=lambda each: (len(each[1].lines), each[0]))
-    cells, always = [], dict[str, list[Path]]()
-    for path, program in found:
-        for name in violated(program, INTENDED):
+def kind_of(program: Program) -> SystemKind:
+    """The kind of a program's system."""
+    assert program.system is not None
+    return SYSTEM_KINDS[program.system.kind]
+
+
+def length(program: Program) -> int:
+    """How many lines of its text aren't blank or comments."""
+    lines = (line.strip() for line in program.text.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def matrix(kind: SystemKind, programs: Iterable[tuple[Path, Program]]) -> tuple[list[Cell], dict[str, list[Path]]]:
+    """A cell for each guard and invariant of a kind; and by invariant the programs that make it fall with every guard on.
+
+    A program that is written for one guard off is run with that one off, another with each. A cell's program is one that is
+    written for its guard, if there is any; of several, the shortest.
+    """
+    falls: dict[tuple[str, str], list[tuple[bool, int, Path]]] = {}
+    always: dict[str, list[Path]] = {}
+    for path, program in programs:
+        assert program.system is not None
+        harmless = InvariantWatch()
+        try:
+            broken = violated(program, kind.intended, harmless)
+        except ProgramError:  # the guard stops it at the start: what it deploys is refused
+            if not program.system.without:
+                raise
+            broken, harmless = (), InvariantWatch()
+        for name in broken:
             always.setdefault(name, []).append(path)
-    for guard in GUARDS:
-        falls: dict[str, Path] = {}
-        for path, program in found:
-            for name in violated(program, without(guard)):
-                falls.setdefault(name, path)
-        cells += [Cell(guard, name, falls.get(name)) for name in CVM_INVARIANTS]
-    return cells, always
+        off = program.system.without
+        for guard in off or kind.guards:
+            watch = InvariantWatch(() if broken else harmless.taken)
+            for name in violated(program, kind.switched_off(kind.intended, (guard,)), watch):
+                falls.setdefault((guard, name), []).append((off != (guard,), length(program), path))
+    every = [(guard, name) for guard in kind.guards for name in kind.invariants]
+    return [Cell(*each, min(falls[each])[-1] if each in falls else None) for each in every], always

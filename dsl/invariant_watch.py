@@ -1,20 +1,23 @@
 """Holding every step of a running system against the invariants of `spec.cvm_invariants`, at every place that there is.
 
-What is said of a place depends on the monitor's tables and on the capabilities that are there. So where a step has changed
-no table, only the places whose capabilities it changed are looked at again. An untagged register or granule holds nothing:
-those places are left out.
+What is said of a capability depends on the place that holds it, on the tables that say whose memory is whose, and in a
+register on whom its thread runs for. So only the places where one of these has changed are looked at again. An untagged
+register or granule holds nothing: those places are left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from capvisor.dsl.states import describe, store_granules
+from capvisor.model.isa.control import INVOKED_DATA
 from capvisor.model.monitor import Monitor, Thread
 from capvisor.spec.cvm import KEYS
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Place, Step, held
 from capvisor.spec.registers import REGISTER_COUNT
 
-_TABLES = ("regions", "grants", "slots", "held", "portals", "probed")
+_OF_MEMORY = ("regions", "grants", "slots", "held")
+"""The tables that say whose memory is whose."""
+_OF_PORTALS = ("portals", "probed")
 
 
 class Found(NamedTuple):
@@ -25,22 +28,33 @@ class Found(NamedTuple):
 
 
 class InvariantWatch:
-    """Looks at one system's steps, one after the other, from its first on."""
+    """Looks at one system's steps, one after the other, from its first on.
 
-    def __init__(self) -> None:
-        self._tables: Any = None
-        self._capabilities: dict[tuple[Any, ...], Any] = {}
+    `harmless` are the steps of another run, which violated nothing: those that this run begins with aren't looked at again.
+    """
+
+    def __init__(self, harmless: Sequence["Taken"] = ()) -> None:
+        self._before: Snapshot | None = None
         self._known: set[str] = set()
+        self._harmless = harmless
+        self.taken: list[Taken] = []
+        """The steps so far."""
 
     def violated(self, step: Step) -> list[Found]:
         """The invariants that the step violates, and that no step before it did."""
-        tables, capabilities = _tables_of(step.monitor), _capabilities_of(step.monitor)
-        before = self._capabilities if tables == self._tables else {}
-        changed = [key for key, value in capabilities.items() if before.get(key) != value]
+        before, after = self._before, snapshot(step.monitor)
+        self.taken.append(_taken(step, after))
+        if self._harmless[len(self.taken) - 1 : len(self.taken)] == self.taken[-1:]:
+            self._before = after
+            return []
+        self._harmless = ()
+        moved = before is None or before.memory != after.memory
+        kept = {} if before is None or moved else before.capabilities
+        changed = [key for key, value in after.capabilities.items() if kept.get(key) != value]
         places = [_place_of_step(step), *_places_of(step.monitor, changed)]
-        if tables != self._tables:
+        if moved or before is None or before.portals != after.portals:
             places += _places_of_tables(step.monitor)
-        self._tables, self._capabilities = tables, capabilities
+        self._before = after
         found = []
         for name, invariant in CVM_INVARIANTS.items():
             if name not in self._known:
@@ -63,21 +77,51 @@ def _parts_of(place: Place) -> tuple[Place, ...]:
     )
 
 
-def _tables_of(monitor: Any) -> Any:
-    """All that the monitor has noted, and whom its threads run for."""
-    noted = [dict(getattr(monitor, name).rows) for name in _TABLES]
-    return noted, [(thread.is_live, thread.home, thread.domain, thread.frame is None) for thread in monitor.threads]
+class Snapshot(NamedTuple):
+    """What invariants are said of: the monitor's tables, and where capabilities are."""
+
+    memory: Any
+    portals: Any
+    capabilities: dict[tuple[Any, ...], Any]
+    """Tagged registers by thread and number, that of number 0 with DDC, PCC and whom the thread runs for; tagged granules by
+    number."""
+
+
+def snapshot(monitor: Any) -> Snapshot:
+    """The state that invariants are said of, to be compared with a later one."""
+    memory, portals = ([dict(getattr(monitor, name).rows) for name in names] for names in (_OF_MEMORY, _OF_PORTALS))
+    return Snapshot(memory, portals, _capabilities_of(monitor))
+
+
+class Taken(NamedTuple):
+    """A step with all that invariants are said of: equal ones violate the same."""
+
+    after: Snapshot
+    what: tuple[Any, ...]
+    """The step's own parts, with its thread as a number."""
+    goes_on: tuple[Any, ...]
+    """Where its thread goes on, and what it has in c31."""
+    accesses: tuple[Any, ...]
+    made: tuple[Any, ...]
+    """What the policy decides of the capabilities that the monitor makes."""
+
+
+def _taken(step: Step, after: Snapshot) -> Taken:
+    monitor, thread = step.monitor, step.thread
+    what = step._replace(monitor=None, thread=None if thread is None else thread.number)
+    goes_on = () if thread is None else (thread.frame, thread.hart.pcc, thread.hart.pc, thread.hart.registers[INVOKED_DATA])
+    made = (monitor.otype(1), monitor.data_permissions())
+    return Taken(after, tuple(what), goes_on, tuple(monitor.accesses), made)
 
 
 def _capabilities_of(monitor: Any) -> dict[tuple[Any, ...], Any]:
-    """Tagged registers by thread and number, with DDC and PCC beside that of number 0; and tagged granules by number."""
     found: dict[tuple[Any, ...], Any] = {}
     for thread in monitor.threads:
         if thread.is_live:
-            hart = thread.hart
-            found[thread.number, 0] = (hart.ddc, hart.pcc)
+            hart, runs_for = thread.hart, (thread.home, thread.domain, thread.frame is None)
+            found[thread.number, 0] = (hart.ddc, hart.pcc, runs_for)
             registers = ((number, hart.registers[number]) for number in range(1, REGISTER_COUNT))
-            found |= {(thread.number, number): cap for number, cap in registers if cap.tag}
+            found |= {(thread.number, number): (cap, runs_for) for number, cap in registers if cap.tag}
     return found | {(index,): granule for index, granule in store_granules(monitor.memory.store).items() if granule.tag}
 
 

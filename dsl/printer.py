@@ -1,5 +1,7 @@
 """From the typed tree to text, in the one form that `capvisor fmt` gives: parsing it gives the same tree."""
 
+from collections.abc import Callable
+
 from capvisor.dsl.syntax import (
     Agent,
     Any,
@@ -37,7 +39,7 @@ from capvisor.spec.operations import OPERATIONS, OperandKind
 
 _MNEMONIC_COLUMNS = 11
 _COMMENT_GAP = "  "
-_LINE_COLUMNS = 100
+_LINE_COLUMNS = 120
 
 # How tightly each operator binds, as in the grammar; the left side of a binary operator may be as loose as itself.
 _BINDING: dict[Operator, int] = {
@@ -184,20 +186,28 @@ def print_instruction(instruction: Instruction) -> str:
     return "  ".join([text, *(_expectation(expectation) for expectation in instruction.expectations)])
 
 
+def instruction(name: str, operands: tuple[int, ...]) -> Instruction:
+    """An operation with operands that are numbers; those above 9 are written in hexadecimal."""
+    return _with_numbers(name, operands, lambda _kind, value: hex(value) if value > 9 else str(value))
+
+
 def instruction_of(name: str, numbers: tuple[int, ...]) -> Instruction:
-    """An operation with operands that are numbers, as one would write it."""
+    """The same as a disassembler writes it: immediates are decimal, whole values hexadecimal."""
+    return _with_numbers(name, numbers, lambda kind, value: hex(value) if kind is OperandKind.VALUE else str(value))
+
+
+def _with_numbers(name: str, numbers: tuple[int, ...], write: Callable[[OperandKind, int], str]) -> Instruction:
     kinds = OPERATIONS[name].operands
-    return Instruction(name, tuple(_written(kind, value) for kind, value in zip(kinds, numbers, strict=True)))
+    return Instruction(name, tuple(_written(kind, value, write) for kind, value in zip(kinds, numbers, strict=True)))
 
 
-def _written(kind: OperandKind, value: int) -> Expression:
+def _written(kind: OperandKind, value: int, write: Callable[[OperandKind, int], str]) -> Expression:
     if kind.is_register:
         return Register(value, kind.is_capability)
     if value in kind.names.values():
         return Name(next(name for name, number in kind.names.items() if number == value))
-    if kind is OperandKind.VALUE:
-        return Integer(hex(value))
-    return Integer(str(value)) if value >= 0 else Unary(Operator.SUBTRACT, Integer(str(-value)))
+    digits = Integer(write(kind, abs(value)))
+    return Unary(Operator.SUBTRACT, digits) if value < 0 else digits
 
 
 def _operand(kind: OperandKind, operand: Expression) -> str:

@@ -11,8 +11,7 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from capvisor.dsl import syntax
-from capvisor.dsl.printer import print_instruction
+from capvisor.dsl.printer import instruction, print_instruction
 from capvisor.dsl.states import differences, machine_in_state
 from capvisor.dsl.strategies import (
     REGISTERS_IN_USE,
@@ -29,7 +28,7 @@ from capvisor.model.machine import Hart, Trap
 from capvisor.model.observation import ObservedHart, State, Step, watch
 from capvisor.spec.formats import CC128, CapabilityFormat
 from capvisor.spec.invariants import INVARIANTS, Place
-from capvisor.spec.operations import OPERATIONS, Group, OperandKind
+from capvisor.spec.operations import Group
 from capvisor.spec.registers import REGISTER_COUNT
 
 assert _kernels
@@ -238,19 +237,3 @@ def _changed_granules(before: State, after: State) -> Iterator[int]:
     for index in range(granules):
         if before.memory.store.get(index) != after.memory.store.get(index):
             yield index
-
-
-def instruction(name: str, operands: tuple[int, ...]) -> syntax.Instruction:
-    """An operation as a statement of the language."""
-    pairs = zip(OPERATIONS[name].operands, operands, strict=True)
-    return syntax.Instruction(name, tuple(_operand(kind, value) for kind, value in pairs))
-
-
-def _operand(kind: OperandKind, value: int) -> syntax.Expression:
-    if kind.is_register:
-        return syntax.Register(value, kind.is_capability)
-    for name, number in kind.names.items():
-        if number == value:
-            return syntax.Name(name)
-    digits = syntax.Integer(hex(abs(value)) if abs(value) > 9 else str(abs(value)))
-    return syntax.Unary(syntax.Operator.SUBTRACT, digits) if value < 0 else digits

@@ -2,18 +2,26 @@
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from capvisor.dsl.evaluate import evaluate, format_of, memory_of
 from capvisor.dsl.syntax import Create, Expression, Program, Region, System
+from capvisor.dsl.system_kinds import CVM, DEFAULT_POLICY, SYSTEM_KINDS, SystemKind
 from capvisor.model.bounds import alignment_mask
 from capvisor.spec.cvm import KEYS, MONITOR, STORE_SLOTS
 from capvisor.spec.formats import CapabilityFormat
-from capvisor.spec.policy import GUARDS, POLICIES, MonitorPolicy
 
-SYSTEM_KINDS = ("cvm",)
-DEFAULT_POLICY = "intended"
+__all__ = [
+    "DEFAULT_POLICY",
+    "REGION_FIELDS",
+    "Layout",
+    "Placed",
+    "constants_of",
+    "key_number",
+    "layout_of",
+    "policy_named",
+    "policy_of",
+]
 
 
 class Placed(NamedTuple):
@@ -124,29 +132,16 @@ def key_number(text: str) -> int:
 WITHOUT = "without:"
 
 
-def policy_of(system: System) -> tuple[str, MonitorPolicy]:
+def policy_of(system: System) -> tuple[str, Any]:
     """A system's policy and what to call it. Raises LookupError with a message for an unknown name."""
-    name = system.policy or DEFAULT_POLICY
+    kind, name = SYSTEM_KINDS[system.kind], system.policy or DEFAULT_POLICY
     off = f"{WITHOUT}{','.join(system.without)}" if system.without else ""
     shown = " ".join(part for part in (name if system.policy or not off else "", off) if part)
-    return shown, _switched_off(_preset(name), system.without)
+    return shown, kind.switched_off(kind.preset(name), system.without)
 
 
-def policy_named(text: str) -> tuple[str, MonitorPolicy]:
+def policy_named(text: str, kind: SystemKind = CVM) -> tuple[str, Any]:
     """A policy as the command line names it, `NAME` or `without:GUARD,...`. Raises LookupError with a message."""
     if text.startswith(WITHOUT):
-        return text, _switched_off(POLICIES[DEFAULT_POLICY], tuple(text.removeprefix(WITHOUT).split(",")))
-    return text, _preset(text)
-
-
-def _preset(name: str) -> MonitorPolicy:
-    if name not in POLICIES:
-        raise LookupError(f"unknown policy `{name}`: there are {', '.join(POLICIES)}")
-    return POLICIES[name]
-
-
-def _switched_off(policy: MonitorPolicy, guards: tuple[str, ...]) -> MonitorPolicy:
-    unknown = [guard for guard in guards if guard not in GUARDS]
-    if unknown:
-        raise LookupError(f"unknown guard `{unknown[0]}`: there are {', '.join(GUARDS)}")
-    return replace(policy, **dict.fromkeys(guards, False))
+        return text, kind.switched_off(kind.intended, tuple(text.removeprefix(WITHOUT).split(",")))
+    return text, kind.preset(text)

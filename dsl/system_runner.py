@@ -7,7 +7,7 @@ the system, and is held against all invariants.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from capvisor.dsl.costs import Cost, Costs, WatchedMemory
 from capvisor.dsl.errors import ProgramError
@@ -89,6 +89,29 @@ class Executed(NamedTuple):
     thread: Thread | None
 
 
+class Follower(Protocol):
+    """Does the steps of a run once more, on another implementation, and compares whole states after each."""
+
+    @property
+    def compared(self) -> int:
+        """How many states were compared."""
+
+    def instruction(self, thread: int, name: str, numbers: tuple[int, ...]) -> None:
+        """One instruction of a thread."""
+
+    def leave(self, thread: int) -> None:
+        """The second part of a call."""
+
+    def create(self, cvm_id: int, base: int, size: int, *, is_purecap: bool, outer: int) -> None:
+        """A cVM, and its first thread."""
+
+    def destroy(self, cvm_id: int) -> None:
+        """The end of a cVM."""
+
+    def difference(self) -> str | None:
+        """The first step whose states differ, and how; None where there is none."""
+
+
 class AgentError(Exception):
     """An agent can't do what a statement says: the message says why."""
 
@@ -98,21 +121,24 @@ def run_system(
     values: dict[str, int],
     policy: tuple[str, MonitorPolicy] | None = None,
     watch: Callable[[Executed], None] | None = None,
+    follower: Follower | None = None,
 ) -> SystemVerdict:
     """Run a program of a system with one value for each let, up to its first failure; under another policy if one is given.
 
-    `watch` sees every step. Raises ProgramError where the system can't be set up.
+    `watch` sees every step; `follower`, of the same memory and policy, does it too. Raises ProgramError where the system
+    can't be set up.
     """
     assert program.system is not None
     name, chosen = policy or policy_of(program.system)
     verdict = SystemVerdict(program, values, policy=name)
-    run = SystemRun(program, values | constants_of(program), chosen, verdict, watch or (lambda step: None))
+    run = SystemRun(program, values | constants_of(program), chosen, verdict, watch or (lambda step: None), None, follower)
     expected = next((each for each in program.statements if isinstance(each, Violates)), Violates(()))
     run.set_up()
     for line, statement in numbered(program):
         run.line = line
         failure = run.execute(statement) if isinstance(statement, By | Create | Destroy) else None
-        verdict.failure = _unexpected(verdict, expected) or failure
+        verdict.failure = _differs(run.line, follower) or _unexpected(verdict, expected) or failure
+        verdict.comparisons = 0 if follower is None else follower.compared
         if verdict.failure is not None:
             return verdict
     missing = [name for name in expected.names if name not in verdict.violations]
@@ -120,6 +146,12 @@ def run_system(
         message = f"{_title(missing[0])} was to be violated, and holds at every step"
         verdict.failure = Failure(expected.position.line, "violation", message)
     return verdict
+
+
+def _differs(line: int, follower: Follower | None) -> Failure | None:
+    """A difference between the implementations."""
+    found = None if follower is None else follower.difference()
+    return None if found is None else Failure(line, "implementations differ", found)
 
 
 def _unexpected(verdict: SystemVerdict, expected: Violates) -> Failure | None:
@@ -146,6 +178,8 @@ class SystemRun:
         policy: MonitorPolicy,
         verdict: SystemVerdict,
         watch: Callable[[Executed], None],
+        invariants: InvariantWatch | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self._program, self._values, self._verdict, self._watch = program, values, verdict, watch
         self._layout = layout_of(program).placed
@@ -154,7 +188,8 @@ class SystemRun:
         self._all = ThreadList()
         self.monitor = Monitor(self._memory, policy, threads=self._all)
         self._costs = Costs(verdict.costs)
-        self._invariants = InvariantWatch()
+        self._invariants = invariants or InvariantWatch()
+        self._follower = follower
         self._threads: dict[Agent, Thread] = {}
         self._agents: dict[int, Agent] = {}
         """The name of each thread, by its number in the monitor."""
@@ -187,6 +222,8 @@ class SystemRun:
                     return self._answered(self._create(region), result)
                 case Destroy(name, result):
                     code = self._deploy("destroy", f"destroy {name}", self._layout[name].number)
+                    if self._follower is not None:
+                        self._follower.destroy(self._layout[name].number)
                     return self._answered(code, result)
         except AgentError as error:
             return Failure(self.line, "agent", f"`{self._statement}`: {error}")
@@ -292,6 +329,8 @@ class SystemRun:
         before = self._domain(thread)
         self._memory.accesses.clear()
         step, trap = system.instruction(self.monitor, thread, name, numbers)
+        if self._follower is not None:
+            self._follower.instruction(thread.number, name, numbers)
         self._verdict.operations += 1
         self._verdict.traps += trap is not None
         if call is None and thread.frame is not None and thread.frame.number in CALLS_BY_NUMBER:
@@ -307,6 +346,8 @@ class SystemRun:
         before = self._domain(thread)
         self._memory.accesses.clear()
         step, code = system.leave(self.monitor, thread)
+        if self._follower is not None:
+            self._follower.leave(thread.number)
         self._verdict.calls += 1
         self._verdict.refusals += code is not Code.OK
         self._costs.call(step.name, self._memory.accesses)
@@ -325,6 +366,8 @@ class SystemRun:
             is_purecap=placed.is_purecap,
             outer=placed.outer,
         )
+        if self._follower is not None:
+            self._follower.create(placed.number, placed.base, placed.size, is_purecap=placed.is_purecap, outer=placed.outer)
         if code is Code.OK:
             self._threads = {agent: thread for agent, thread in self._threads.items() if agent.name != region.name}
             self._deploy("start_thread", f"start {region.name}", placed.number, 0)

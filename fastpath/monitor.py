@@ -7,7 +7,6 @@ Arguments called `lanes`, `harts`, and what belongs to them, are arrays of one l
 part; no lane is named twice.
 """
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,11 @@ from numpy.typing import NDArray
 
 from capvisor.fastpath import bounds, capability
 from capvisor.fastpath import isa as _kernels  # declares the kernels
+from capvisor.fastpath.calls import CALL_KERNELS, WORD_BYTES, Callers, Codes
 from capvisor.fastpath.capability import Lanes
-from capvisor.fastpath.machine import (
-    CHANGE_PCC,
-    DDC,
-    INSTRUCTION_BYTES,
-    KERNELS,
-    NUMBERS,
-    PCC,
-    BatchMachine,
-    Indices,
-)
-from capvisor.fastpath.memory import Memory, MemoryBlock
+from capvisor.fastpath.machine import DDC, INSTRUCTION_BYTES, PCC, Indices
+from capvisor.fastpath.shared import Harts, SharedMemory
+from capvisor.fastpath.tables import FRAME, GRANT, PAIR_SHIFT, PORTAL, REGION, THREAD, Table, pair
 from capvisor.fastpath.workspace import Causes, Flags, Words, Workspace
 from capvisor.spec import cvm
 from capvisor.spec.cvm import CALLS, ArgumentKind, Call, Code
@@ -36,209 +28,8 @@ from capvisor.spec.registers import REGISTER_COUNT, Privilege
 
 assert _kernels
 
-WORD_BYTES = 8
-"""What host_print and host_time move, and what the monitor keeps an argument in."""
-
 INVOKED_DATA = 31
 """Where CInvoke leaves the data capability."""
-
-Codes = NDArray[np.uint8]
-"""Codes of `spec.cvm.Code`, by their values."""
-
-
-# -- tables ----------------------------------------------------------------------------------------------------------------
-
-
-class Table:
-    """Rows by number in each of many lanes: columns by name, each [lanes, rows]. A row never written is all zeros.
-
-    Column 0 is that empty row: it is found where there is no row of a number. Tables grow when a lane has filled them.
-    """
-
-    def __init__(self, lanes: int, columns: dict[str, Any], rows: int = 8) -> None:
-        self.numbers = np.zeros((lanes, rows), np.uint64)
-        self.is_used = np.zeros((lanes, rows), np.bool_)
-        self.columns = {name: np.zeros((lanes, rows), kind) for name, kind in columns.items()}
-        self._filled = np.ones(lanes, np.int64)
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.columns[name]
-
-    def find(self, lanes: Indices, numbers: Words) -> Indices:
-        """Where the rows of these numbers are, one in each lane; 0 where there is none."""
-        found: Indices = (self.is_used[lanes] & (self.numbers[lanes] == numbers[:, None])).argmax(axis=1)
-        return found
-
-    def get(self, name: str, lanes: Indices, numbers: Words) -> NDArray[Any]:
-        """One column of the rows of these numbers."""
-        return self.columns[name][lanes, self.find(lanes, numbers)]
-
-    def put(self, lanes: Indices, numbers: Words, **values: Any) -> None:
-        """Write some columns of the rows of these numbers; rows that are new are zeros otherwise."""
-        at = self._placed(lanes, numbers)
-        for name, column in values.items():
-            self.columns[name][lanes, at] = column
-
-    def _placed(self, lanes: Indices, numbers: Words) -> Indices:
-        """Where these rows are, perhaps newly."""
-        at = self.find(lanes, numbers)
-        new = at == 0
-        if new.any():
-            fresh = lanes[new]
-            if self._filled[fresh].max() >= self.numbers.shape[1]:
-                self._grow()
-            at[new] = self._filled[fresh]
-            self._filled[fresh] += 1
-            self.numbers[fresh, at[new]] = numbers[new]
-            self.is_used[fresh, at[new]] = True
-        return at
-
-    def _grow(self) -> None:
-        self.numbers, self.is_used = _doubled(self.numbers), _doubled(self.is_used)
-        self.columns = {name: _doubled(column) for name, column in self.columns.items()}
-
-    def count(self, lanes: Indices) -> Indices:
-        """How many rows are live."""
-        live: Indices = self["is_live"][lanes].sum(axis=1)
-        return live
-
-    def rows(self, lane: int) -> Iterator[tuple[int, dict[str, int]]]:
-        """The numbers and rows of one lane."""
-        for at in np.flatnonzero(self.is_used[lane]):
-            yield int(self.numbers[lane, at]), {name: int(column[lane, at]) for name, column in self.columns.items()}
-
-
-def _doubled(array: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([array, np.zeros_like(array)], axis=1)
-
-
-_PAIR_SHIFT = 32
-
-
-def pair(number: Words, cvm_id: Words) -> Words:
-    """The number of a row that is about a grant or a portal, and a cVM."""
-    return number << np.uint64(_PAIR_SHIFT) | cvm_id
-
-
-def pair_of(number: int) -> tuple[int, int]:
-    """The grant or portal, and the cVM, that a row of that number is about."""
-    return number >> _PAIR_SHIFT, number & (1 << _PAIR_SHIFT) - 1
-
-
-_FLAG, _WORD = np.bool_, np.uint64
-_REGION = {"is_live": _FLAG, "base": _WORD, "top": _WORD, "outer": _WORD, "is_purecap": _FLAG}
-_GRANT = {"is_live": _FLAG, "owner": _WORD, "base": _WORD, "size": _WORD, "last_slot": _WORD}
-"""A grant has its size instead of its top, which may be one more than the highest address."""
-_PORTAL = {"is_live": _FLAG, "owner": _WORD, "entry": _WORD, "is_busy": _FLAG, "caller": _WORD, "size": _WORD}
-_THREAD = {
-    "exists": _FLAG,
-    "is_live": _FLAG,
-    "home": _WORD,
-    "domain": _WORD,
-    "serves": _FLAG,
-    "portal": _WORD,
-    "waits": _FLAG,
-    "waits_for": _WORD,
-}
-_FRAME = {
-    "is_inside": _FLAG,
-    "number": _WORD,
-    "domain": _WORD,
-    "caller": _WORD,
-    "has_handle": _FLAG,
-    "refusal": np.uint8,
-    "stack": _WORD,
-    "argument0": _WORD,
-    "argument1": _WORD,
-    "argument2": _WORD,
-}
-"""What the monitor works with between the two parts of a call; it means nothing unless the thread `is_inside`."""
-
-
-# -- harts that share memory -----------------------------------------------------------------------------------------------
-
-
-class SharedMemory(Memory):
-    """Memory of many systems: harts whose numbers are equal modulo the number of lanes have the same."""
-
-    def __init__(self, fmt: CapabilityFormat, base: int, size_bytes: int, lanes: int) -> None:
-        super().__init__(fmt, base, size_bytes, lanes)
-        self._lanes = lanes
-
-    def block(self, start: int, stop: int) -> MemoryBlock:
-        return self.selection(np.arange(start, stop))
-
-    def selection(self, lanes: Indices) -> MemoryBlock:
-        return super().selection(lanes % self._lanes)
-
-
-class Harts(BatchMachine):
-    """The harts of all threads, of which some take a step."""
-
-    def __init__(self, memory: SharedMemory, harts: int) -> None:
-        def shared(*_arguments: Any) -> SharedMemory:
-            return memory
-
-        super().__init__(memory.format, memory.base, memory.size_bytes, harts, memory_type=shared)  # type: ignore[arg-type]
-
-    def step_some(self, harts: Indices, name: str, operands: tuple[Any, ...]) -> Causes:
-        """Execute one operation in some harts; why it was refused, by number, 0 where it was completed.
-
-        Operands are as those of `step`, but arrays have one element for each of these harts.
-        """
-        fetched = self._fetch(harts)
-        if fetched.any():
-            own = tuple(each[fetched] if isinstance(each, np.ndarray) else each for each in operands)
-            self._execute(KERNELS[name], harts[fetched], own)
-        self._commit(harts, leaves=name in CHANGE_PCC)
-        return self.cause[harts]
-
-    def copy_of(self, others: "Harts") -> None:
-        """Let the first harts be in the state of all the harts of another machine."""
-        count = others.lanes
-        for name in ("tags", "metas", "addresses", "pc", "next_pc", "is_reserved", "cause", "trap_value"):
-            getattr(self, name)[..., :count] = getattr(others, name)
-        for name in NUMBERS:
-            self.numbers[name][:count] = others.numbers[name]
-        self.pcc_changed(np.arange(count))
-
-
-# -- calls -----------------------------------------------------------------------------------------------------------------
-
-
-class Callers:
-    """Threads in the monitor for one and the same call, at most one a lane. Those that were refused have a code."""
-
-    def __init__(self, monitor: "BatchMonitor", harts: Indices) -> None:
-        self.harts, self.lanes = harts, harts % monitor.lanes
-        self.caller: Words = monitor.frames["caller"][harts]
-        self.has_handle: Flags = monitor.frames["has_handle"][harts]
-        self.code: Codes = np.zeros(len(harts), np.uint8)
-
-    def refuse(self, where: Flags, code: Code) -> None:
-        """Refuse some of those that haven't been refused yet."""
-        np.copyto(self.code, code.value, where=where & (self.code == 0))
-
-    @property
-    def passed(self) -> Indices:
-        """Who hasn't been refused, counted from 0."""
-        return np.flatnonzero(self.code == 0)
-
-
-CallKernel = Callable[..., None]
-CALL_KERNELS: dict[str, CallKernel] = {}
-"""The kernel of each call, by name: it takes the monitor, the callers and the arguments."""
-
-
-def call(name: str) -> Callable[[CallKernel], CallKernel]:
-    """Declare a function to be the kernel of the call of that name. Raises KeyError if it has no row in spec/cvm.py."""
-    row = CALLS[name]
-
-    def register(kernel: CallKernel) -> CallKernel:
-        CALL_KERNELS[row.name] = kernel
-        return kernel
-
-    return register
 
 
 class BatchMonitor:
@@ -257,9 +48,9 @@ class BatchMonitor:
         self.format, self.lanes, self.policy = fmt, lanes, policy
         self.memory = SharedMemory(fmt, memory_base, memory_bytes, lanes)
         self.harts = Harts(self.memory, threads * lanes)
-        self.threads: dict[str, NDArray[Any]] = {name: np.zeros(threads * lanes, kind) for name, kind in _THREAD.items()}
-        self.frames: dict[str, NDArray[Any]] = {name: np.zeros(threads * lanes, kind) for name, kind in _FRAME.items()}
-        self.regions, self.grants, self.portals = (Table(lanes, columns) for columns in (_REGION, _GRANT, _PORTAL))
+        self.threads: dict[str, NDArray[Any]] = {name: np.zeros(threads * lanes, kind) for name, kind in THREAD.items()}
+        self.frames: dict[str, NDArray[Any]] = {name: np.zeros(threads * lanes, kind) for name, kind in FRAME.items()}
+        self.regions, self.grants, self.portals = (Table(lanes, columns) for columns in (REGION, GRANT, PORTAL))
         self.held, self.probed = (Table(lanes, {"holds": np.bool_}) for _ in range(2))
         self.is_slot = np.zeros((lanes, self.memory.granules), np.bool_)
         self.slot_grant = np.zeros((lanes, self.memory.granules), np.uint64)
@@ -504,7 +295,7 @@ class BatchMonitor:
         refuse(~(aligned & exact & (size > self.store_bytes) & (base > 0) & inside), Code.RANGE)
         top, nested = base + size, outer != cvm.MONITOR
         at = regions.find(lanes, outer)
-        around = {name: regions[name][lanes, at] for name in _REGION}
+        around = {name: regions[name][lanes, at] for name in REGION}
         refuse(nested & ~(around["is_live"] & (around["outer"] == cvm.MONITOR)), Code.NOT_FOUND)
         if self.policy.outer_is_hybrid:
             refuse(nested & (around["is_purecap"] | is_purecap), Code.RANGE)
@@ -549,7 +340,7 @@ class BatchMonitor:
         self._purge_slots(lanes, ends)
         self._purge_registers(lanes, base, top - base)
         grants["is_live"][lanes] &= ~ends
-        low = np.uint64((1 << _PAIR_SHIFT) - 1)
+        low = np.uint64((1 << PAIR_SHIFT) - 1)
         for table in (self.held, self.probed):
             table["holds"][lanes] &= table.numbers[lanes] & low != cvm_id[:, None]
         portals["is_live"][lanes] &= portals["owner"][lanes] != cvm_id[:, None]
@@ -571,7 +362,7 @@ class BatchMonitor:
 
     def forget(self, table: Table, lanes: Indices, number: Words) -> None:
         """That no cVM has probed something any more."""
-        table["holds"][lanes] &= table.numbers[lanes] >> np.uint64(_PAIR_SHIFT) != number[:, None]
+        table["holds"][lanes] &= table.numbers[lanes] >> np.uint64(PAIR_SHIFT) != number[:, None]
 
     def put_grant(self, lanes: Indices, caller: Words, address: Words, number: Words) -> Flags:
         """Store granted capabilities at a place in the caller's memory, where that may be: elsewhere it is refused."""
@@ -722,7 +513,7 @@ class BatchMonitor:
         is_handle = machine.metas[handle, harts] & np.uint64(otype.in_place) == cvm.HANDLE_OTYPE << otype.low
         has_handle = machine.tags[handle, harts] & is_handle
         found = (True, number, domain, caller, has_handle, self.refusal(lanes, number, caller, words), stack, *words)
-        for name, values in zip(_FRAME, found, strict=True):
+        for name, values in zip(FRAME, found, strict=True):
             frames[name][harts] = values
         words_at, saved_at = self.stack_frame(stack)
         on_stack = self.is_on_stack(stack)
@@ -819,169 +610,3 @@ class BatchMonitor:
     def answer(self, harts: Indices, values: Words) -> None:
         """Give a second result."""
         self.write_integer(cvm.RESULT_REGISTERS[1], harts, values)
-
-
-# -- the calls -------------------------------------------------------------------------------------------------------------
-
-
-@call("host_print")
-def host_print(monitor: BatchMonitor, who: Callers, pointer: Words) -> None:
-    """Give a word to the host."""
-    address = monitor.address(who.lanes, who.caller, pointer)
-    who.refuse(~monitor.contains(address, WORD_BYTES), Code.RANGE)
-    lanes = who.lanes[who.passed]
-    monitor.printed[lanes] = monitor.load_word(lanes, address[who.passed])
-
-
-@call("host_time")
-def host_time(monitor: BatchMonitor, who: Callers, pointer: Words) -> None:
-    """Store the host's clock."""
-    address = monitor.address(who.lanes, who.caller, pointer)
-    who.refuse(~monitor.contains(address, WORD_BYTES), Code.RANGE)
-    lanes = who.lanes[who.passed]
-    monitor.clock[lanes] += np.uint64(1)
-    monitor.store_word(lanes, address[who.passed], monitor.clock[lanes])
-
-
-@call("thread_create")
-def thread_create(monitor: BatchMonitor, who: Callers, entry: Words) -> None:
-    """Start a thread of the caller's."""
-    who.refuse(monitor.live_counts(who.lanes) >= cvm.MAX_THREADS, Code.FULL)
-    passed = who.passed
-    started = monitor.start_thread(who.lanes[passed], who.caller[passed], entry[passed])
-    monitor.answer(who.harts[passed], (started // monitor.lanes).astype(np.uint64))
-
-
-@call("thread_exit")
-def thread_exit(monitor: BatchMonitor, who: Callers) -> None:
-    """End the thread, and the call that it serves."""
-    monitor.finish(who.harts[monitor.threads["serves"][who.harts]])
-    monitor.threads["is_live"][who.harts] = False
-    monitor.frames["is_inside"][who.harts] = False
-
-
-@call("file_advertise")
-def file_advertise(monitor: BatchMonitor, who: Callers, key: Words, pointer: Words, size: Words) -> None:
-    """CP_File: let others probe a part of memory."""
-    who.refuse(key >= cvm.KEYS, Code.RANGE)
-    who.refuse(monitor.grants.get("is_live", who.lanes, key), Code.EXISTS)
-    who.refuse(monitor.grants.count(who.lanes) >= cvm.MAX_GRANTS, Code.FULL)
-    passed = who.passed
-    lanes, caller = who.lanes[passed], who.caller[passed]
-    made = monitor.offer(lanes, key[passed], caller, monitor.address(lanes, caller, pointer[passed]), size[passed])
-    who.code[passed[~made]] = Code.RANGE.value
-
-
-def _give_grant(monitor: BatchMonitor, who: Callers, number: Words, location: Words) -> None:
-    """Put a grant, which is live, where those who weren't refused want it, and answer its size."""
-    passed = who.passed
-    lanes, caller, number = who.lanes[passed], who.caller[passed], number[passed]
-    monitor.answer(who.harts[passed], monitor.grants.get("size", lanes, number))
-    placed = monitor.put_grant(lanes, caller, monitor.address(lanes, caller, location[passed]), number)
-    who.code[passed[~placed]] = Code.RANGE.value
-
-
-@call("file_probe")
-def file_probe(monitor: BatchMonitor, who: Callers, key: Words, location: Words) -> None:
-    """CP_File: get a capability to what was advertised."""
-    who.refuse(~monitor.grants.get("is_live", who.lanes, key) | (key >= cvm.KEYS), Code.NOT_FOUND)
-    _give_grant(monitor, who, key, location)
-
-
-@call("file_revoke")
-def file_revoke(monitor: BatchMonitor, who: Callers, key: Words) -> None:
-    """CP_File: take it back."""
-    who.refuse(~monitor.grants.get("is_live", who.lanes, key) | (key >= cvm.KEYS), Code.NOT_FOUND)
-    if monitor.policy.owner_revokes:
-        who.refuse(monitor.grants.get("owner", who.lanes, key) != who.caller, Code.NOT_OWNER)
-    monitor.revoke(who.lanes[who.passed], key[who.passed])
-
-
-@call("portal_advertise")
-def portal_advertise(monitor: BatchMonitor, who: Callers, key: Words, entry: Words) -> None:
-    """CP_Call: let others call an entry."""
-    who.refuse(key >= cvm.KEYS, Code.RANGE)
-    who.refuse(monitor.portals.get("is_live", who.lanes, key), Code.EXISTS)
-    who.refuse(monitor.portals.count(who.lanes) >= cvm.MAX_PORTALS, Code.FULL)
-    passed = who.passed
-    monitor.forget(monitor.probed, who.lanes[passed], key[passed])
-    row = {"is_live": True, "owner": who.caller[passed], "entry": entry[passed], "is_busy": False, "caller": 0, "size": 0}
-    monitor.portals.put(who.lanes[passed], key[passed], **row)
-
-
-@call("portal_probe")
-def portal_probe(monitor: BatchMonitor, who: Callers, key: Words) -> None:
-    """CP_Call: get a handle."""
-    who.refuse(~monitor.portals.get("is_live", who.lanes, key) | (key >= cvm.KEYS), Code.NOT_FOUND)
-    passed = who.passed
-    key = key[passed]
-    monitor.note(monitor.probed, who.lanes[passed], key, who.caller[passed])
-    handle, _exact = monitor.mint(key, np.ones(len(key), np.uint64), 0)
-    otype = np.full(len(key), cvm.HANDLE_OTYPE, np.uint64)
-    monitor.write(cvm.RESULT_REGISTERS[1], who.harts[passed], monitor.sealed(handle, otype))
-
-
-def _refuse_handle(monitor: BatchMonitor, who: Callers, key: Words) -> None:
-    """Refuse what is no handle of a portal."""
-    if monitor.policy.handles_are_capabilities:
-        known = monitor.probed.get("holds", who.lanes, pair(key, who.caller))
-        who.refuse(~(who.has_handle & known), Code.BAD_HANDLE)
-    who.refuse(~monitor.portals.get("is_live", who.lanes, key) | (key >= cvm.KEYS), Code.BAD_HANDLE)
-
-
-@call("portal_call")
-def portal_call(monitor: BatchMonitor, who: Callers, key: Words, pointer: Words, size: Words) -> None:
-    """CP_Call: start a thread at a portal's entry, which may fetch the buffer."""
-    portals = monitor.portals
-    _refuse_handle(monitor, who, key)
-    who.refuse(portals.get("is_busy", who.lanes, key), Code.BUSY)
-    who.refuse(monitor.live_counts(who.lanes) >= cvm.MAX_THREADS, Code.FULL)
-    who.refuse(monitor.grants.count(who.lanes) >= cvm.MAX_GRANTS, Code.FULL)
-    passed = who.passed
-    lanes, caller = who.lanes[passed], who.caller[passed]
-    base = monitor.address(lanes, caller, pointer[passed])
-    made = monitor.offer(lanes, key[passed] + np.uint64(cvm.KEYS), caller, base, size[passed])
-    who.code[passed[~made]] = Code.RANGE.value
-    lanes, key, caller = lanes[made], key[passed][made], caller[made]
-    portals.put(lanes, key, is_busy=True, caller=caller)
-    called = monitor.start_thread(lanes, portals.get("owner", lanes, key), portals.get("entry", lanes, key), key)
-    monitor.threads["serves"][called], monitor.threads["portal"][called] = True, key
-
-
-@call("portal_fetch")
-def portal_fetch(monitor: BatchMonitor, who: Callers, location: Words) -> None:
-    """CP_Call, in the callee: get a capability to the caller's buffer."""
-    number = monitor.threads["portal"][who.harts] + np.uint64(cvm.KEYS)
-    is_callee = monitor.threads["serves"][who.harts] & (who.caller == monitor.threads["home"][who.harts])
-    who.refuse(~(is_callee & monitor.grants.get("is_live", who.lanes, number)), Code.NOT_IN_CALL)
-    _give_grant(monitor, who, number, location)
-
-
-@call("portal_finish")
-def portal_finish(monitor: BatchMonitor, who: Callers) -> None:
-    """CP_Call, in the callee: the call is over, and with it the authority over the buffer."""
-    is_callee = monitor.threads["serves"][who.harts] & (who.caller == monitor.threads["home"][who.harts])
-    who.refuse(~is_callee, Code.NOT_IN_CALL)
-    monitor.finish(who.harts[who.passed])
-
-
-@call("wait")
-def wait(monitor: BatchMonitor, who: Callers, key: Words) -> None:
-    """CP_Call: wait until the call is over."""
-    _refuse_handle(monitor, who, key)
-    lanes, harts, key = who.lanes[who.passed], who.harts[who.passed], key[who.passed]
-    monitor.threads["waits"][harts] = monitor.portals.get("is_busy", lanes, key)
-    monitor.threads["waits_for"][harts] = key
-
-
-@call("inner_return")
-def inner_return(monitor: BatchMonitor, who: Callers) -> None:
-    """Nested cVMs: the outer one goes back to the inner one that called it, with one number as result."""
-    domain, home = monitor.threads["domain"][who.harts], monitor.threads["home"][who.harts]
-    who.refuse((domain == home) | (who.caller != domain), Code.NOT_IN_CALL)
-    passed = who.passed
-    harts = who.harts[passed]
-    result = monitor.harts.addresses[cvm.RESULT_REGISTERS[1], harts]
-    monitor.frames["is_inside"][harts] = False
-    monitor.resume(harts, home[passed], np.zeros(len(harts), np.uint64))
-    monitor.answer(harts, result)

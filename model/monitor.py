@@ -1,176 +1,57 @@
 """The Intravisor: a monitor of capability VMs (cVMs) that live in one address space. The specification is spec/cvm.md.
 
 Guests run on harts in user mode and may execute any instruction. A guest enters the monitor by invoking the sealed pair that
-it was given; what the monitor does then is here, a call in two parts, so that other threads may run in between: `enter`
-saves the caller's context and checks the arguments, `leave` does what was asked for and goes back.
+it was given; what the monitor does then is a call in two parts, so that other threads may run in between: `enter` saves the
+caller's context and checks the arguments, `leave` does what was asked for (`model.calls`) and goes back.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from capvisor.model import capability
 from capvisor.model.bits import not_, select
+from capvisor.model.calls import CALL_RULES, WORD_BYTES
 from capvisor.model.capability import Capability
 from capvisor.model.isa.control import INVOKED_DATA
 from capvisor.model.machine import INSTRUCTION_BYTES, Hart, Trap
 from capvisor.model.memory import EMPTY, Granule, Memory
+from capvisor.model.tables import (
+    CvmId,
+    Frame,
+    Grant,
+    Portal,
+    Region,
+    Rows,
+    Size,
+    Slot,
+    Table,
+    Thread,
+    ThreadList,
+    Threads,
+    Word,
+)
 from capvisor.spec import cvm
 from capvisor.spec.cvm import CALLS, ArgumentKind, Call, Code
 from capvisor.spec.formats import Permission
 from capvisor.spec.policy import INTENDED, MonitorPolicy
 from capvisor.spec.registers import Privilege
 
-CvmId = int
-Size = int
-Word = int
-
-WORD_BYTES = 8
-"""What host_print and host_time move, and what the monitor keeps an argument in."""
-
-
-class Region(NamedTuple):
-    """A cVM: its memory, and the cVM that it is nested in (0: none)."""
-
-    is_live: bool = False
-    base: int = 0
-    top: int = 0
-    outer: CvmId = 0
-    is_purecap: bool = False
-
-
-class Grant(NamedTuple):
-    """Memory that its owner lets others access: a file, or the buffer of a call."""
-
-    is_live: bool = False
-    owner: CvmId = 0
-    base: int = 0
-    top: int = 0
-    last_slot: int = 0
-    """The granule that it was put into last, counted from the start of memory."""
-
-
-class Slot(NamedTuple):
-    """A granule into which the monitor has put a granted capability."""
-
-    is_slot: bool = False
-    grant: int = 0
-
-
-class Portal(NamedTuple):
-    """An entry of a cVM that others may call, and the call that is under way."""
-
-    is_live: bool = False
-    owner: CvmId = 0
-    entry: int = 0
-    is_busy: bool = False
-    caller: CvmId = 0
-    size: int = 0
-
-
-class Frame(NamedTuple):
-    """What the monitor works with between the two parts of a call."""
-
-    number: int
-    domain: CvmId
-    """Whom the thread ran for."""
-    caller: CvmId
-    """Whom the monitor takes it to run for."""
-    arguments: tuple[Word, ...]
-    has_handle: bool
-    """Whether the first argument is a handle that the monitor made."""
-    refusal: Code
-    stack: int
-    """The caller's stack pointer, where a policy has the monitor keep things."""
-
-
-class Table(Protocol):
-    """Rows by number: how many are live, whether something holds of each, the last one of which it holds (or 0), and
-    all of them replaced by others.
-    """
-
-    def __getitem__(self, number: Any, /) -> Any: ...
-
-    def __setitem__(self, number: Any, row: Any, /) -> None: ...
-
-    def count(self) -> int: ...
-
-    def all(self, holds: Callable[[Any, Any], bool]) -> bool: ...
-
-    def find(self, holds: Callable[[Any, Any], bool]) -> int: ...
-
-    def map(self, function: Callable[[Any, Any], Any]) -> None: ...
-
-
-class Rows:
-    """A table of one concrete monitor: those never written are as the row that it is made with."""
-
-    def __init__(self, empty: Any) -> None:
-        self._empty = empty
-        self.rows: dict[Any, Any] = {}
-
-    def __getitem__(self, number: Any) -> Any:
-        return self.rows.get(number, self._empty)
-
-    def __setitem__(self, number: Any, row: Any) -> None:
-        self.rows[number] = row
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return iter(self.rows.items())
-
-    def count(self) -> int:
-        return sum(row.is_live for row in self.rows.values())
-
-    def all(self, holds: Callable[[Any, Any], bool]) -> bool:
-        return all(holds(number, row) for number, row in self.rows.items())
-
-    def find(self, holds: Callable[[Any, Any], bool]) -> int:
-        return max((number for number, row in self.rows.items() if holds(number, row)), default=0)
-
-    def map(self, function: Callable[[Any, Any], Any]) -> None:
-        self.rows = {number: function(number, row) for number, row in self.rows.items()}
-
-
-class Thread:
-    """A thread: its hart, the cVM that it belongs to, and the one that it runs for, which is that or the outer one."""
-
-    def __init__(self, hart: Hart, home: CvmId) -> None:
-        self.hart = hart
-        self.home: CvmId = home
-        self.domain: CvmId = home
-        self.is_live = True
-        self.number = 0
-        self.serves, self.portal = False, 0
-        """Whether it serves a portal's call, and which."""
-        self.waits, self.waits_for = False, 0
-        self.frame: Frame | None = None
-        """What the monitor works with, while the thread is in the monitor."""
-
-
-class Threads(Protocol):
-    """All threads, by number."""
-
-    def __getitem__(self, number: int, /) -> Thread: ...
-
-    def add(self, thread: Thread) -> None: ...
-
-    def count(self) -> int: ...
-
-    def for_each(self, action: Callable[[Thread], None]) -> None: ...
-
-
-class ThreadList(list[Thread]):
-    """The threads of one concrete monitor."""
-
-    def add(self, thread: Thread) -> None:
-        thread.number = len(self)
-        self.append(thread)
-
-    def count(self) -> int:  # type: ignore[override]
-        return sum(thread.is_live for thread in self)
-
-    def for_each(self, action: Callable[[Thread], None]) -> None:
-        for thread in self:
-            action(thread)
+__all__ = [
+    "CALL_RULES",
+    "Frame",
+    "Grant",
+    "Monitor",
+    "MonitorAccess",
+    "Portal",
+    "Region",
+    "Rows",
+    "Slot",
+    "Table",
+    "Thread",
+    "ThreadList",
+    "Threads",
+    "is_same_place",
+]
 
 
 class MonitorAccess(NamedTuple):
@@ -180,22 +61,6 @@ class MonitorAccess(NamedTuple):
     address: int
     size_bytes: int
     is_store: bool
-
-
-CallRule = Callable[..., Code]
-CALL_RULES: dict[str, CallRule] = {}
-"""The rule of each call, by name: it takes the monitor, the thread, the frame and the arguments, and gives the code."""
-
-
-def call(name: str) -> Callable[[CallRule], CallRule]:
-    """Declare a function to be the rule of the call of that name. Raises KeyError if it has no row in spec/cvm.py."""
-    row = CALLS[name]
-
-    def register(rule: CallRule) -> CallRule:
-        CALL_RULES[row.name] = rule
-        return rule
-
-    return register
 
 
 class Monitor:
@@ -640,173 +505,3 @@ class Monitor:
 def is_same_place(pcc: Capability, code: Capability) -> bool:
     """Whether PCC is the one that entering by some code capability installs."""
     return (pcc.meta == code.meta) & (pcc.address == code.address)
-
-
-# -- the calls -------------------------------------------------------------------------------------------------------------
-
-
-@call("host_print")
-def host_print(monitor: Monitor, _thread: Thread, frame: Frame, pointer: Word) -> Code:
-    """Give a word to the host."""
-    address = monitor.address(frame.caller, pointer)
-    if not_(monitor.memory.contains(address, WORD_BYTES)):
-        return Code.RANGE
-    monitor.printed = monitor.load_for(frame.caller, address)
-    return Code.OK
-
-
-@call("host_time")
-def host_time(monitor: Monitor, _thread: Thread, frame: Frame, pointer: Word) -> Code:
-    """Store the host's clock."""
-    address = monitor.address(frame.caller, pointer)
-    if not_(monitor.memory.contains(address, WORD_BYTES)):
-        return Code.RANGE
-    monitor.clock = monitor.clock + 1
-    monitor.store_for(frame.caller, address, monitor.clock)
-    return Code.OK
-
-
-@call("thread_create")
-def thread_create(monitor: Monitor, thread: Thread, frame: Frame, entry: Word) -> Code:
-    """Start a thread of the caller's."""
-    if monitor.threads.count() >= cvm.MAX_THREADS:
-        return Code.FULL
-    monitor.answer(thread, monitor.start_thread(frame.caller, entry).number)
-    return Code.OK
-
-
-@call("thread_exit")
-def thread_exit(monitor: Monitor, thread: Thread, _frame: Frame) -> Code:
-    """End the thread, and the call that it serves."""
-    if thread.serves:
-        monitor.finish(thread)
-    thread.is_live, thread.frame = False, None
-    return Code.OK
-
-
-@call("file_advertise")
-def file_advertise(monitor: Monitor, _thread: Thread, frame: Frame, key: Word, pointer: Word, size: Size) -> Code:
-    """CP_File: let others probe a part of memory."""
-    if key >= cvm.KEYS:
-        return Code.RANGE
-    if monitor.grants[key].is_live:
-        return Code.EXISTS
-    if monitor.grants.count() >= cvm.MAX_GRANTS:
-        return Code.FULL
-    return monitor.offer(key, frame.caller, monitor.address(frame.caller, pointer), size)
-
-
-@call("file_probe")
-def file_probe(monitor: Monitor, thread: Thread, frame: Frame, key: Word, location: Word) -> Code:
-    """CP_File: get a capability to what was advertised."""
-    row = monitor.grants[key]
-    if not_(row.is_live & (key < cvm.KEYS)):
-        return Code.NOT_FOUND
-    monitor.answer(thread, row.top - row.base)
-    return monitor.put_grant(frame.caller, monitor.address(frame.caller, location), key)
-
-
-@call("file_revoke")
-def file_revoke(monitor: Monitor, _thread: Thread, frame: Frame, key: Word) -> Code:
-    """CP_File: take it back."""
-    row = monitor.grants[key]
-    if not_(row.is_live & (key < cvm.KEYS)):
-        return Code.NOT_FOUND
-    if monitor.policy.owner_revokes and row.owner != frame.caller:
-        return Code.NOT_OWNER
-    monitor.revoke(key)
-    return Code.OK
-
-
-@call("portal_advertise")
-def portal_advertise(monitor: Monitor, _thread: Thread, frame: Frame, key: Word, entry: Word) -> Code:
-    """CP_Call: let others call an entry."""
-    if key >= cvm.KEYS:
-        return Code.RANGE
-    if monitor.portals[key].is_live:
-        return Code.EXISTS
-    if monitor.portals.count() >= cvm.MAX_PORTALS:
-        return Code.FULL
-    # Who had probed another portal of that key hasn't probed this one.
-    monitor.probed.map(lambda each, probed: probed & (each[0] != key))
-    monitor.portals[key] = Portal(True, frame.caller, entry)
-    return Code.OK
-
-
-@call("portal_probe")
-def portal_probe(monitor: Monitor, thread: Thread, frame: Frame, key: Word) -> Code:
-    """CP_Call: get a handle: a capability that permits nothing, sealed by the monitor, or, as it was, a number."""
-    if not_(monitor.portals[key].is_live & (key < cvm.KEYS)):
-        return Code.NOT_FOUND
-    monitor.probed[key, frame.caller] = True
-    outer = monitor.regions[frame.caller].outer
-    if outer != cvm.MONITOR:
-        monitor.probed[key, outer] = True
-    handle, _exact = monitor.mint(key, 1, Permission(0))
-    thread.hart.write(cvm.RESULT_REGISTERS[1], capability.set_otype(handle, cvm.HANDLE_OTYPE))
-    return Code.OK
-
-
-@call("portal_call")
-def portal_call(monitor: Monitor, _thread: Thread, frame: Frame, key: Word, pointer: Word, size: Size) -> Code:
-    """CP_Call: start a thread at a portal's entry, which may fetch the buffer."""
-    row = monitor.portals[key]
-    if monitor.policy.handles_are_capabilities and not_(frame.has_handle & monitor.probed[key, frame.caller]):
-        return Code.BAD_HANDLE
-    if not_(row.is_live & (key < cvm.KEYS)):
-        return Code.BAD_HANDLE
-    if row.is_busy:
-        return Code.BUSY
-    if (monitor.threads.count() >= cvm.MAX_THREADS) | (monitor.grants.count() >= cvm.MAX_GRANTS):
-        return Code.FULL
-    code = monitor.offer(cvm.KEYS + key, frame.caller, monitor.address(frame.caller, pointer), size)
-    if code is not Code.OK:
-        return code
-    monitor.portals[key] = row._replace(is_busy=True, caller=frame.caller)
-    called = monitor.start_thread(row.owner, row.entry, key)
-    called.serves, called.portal = True, key
-    return Code.OK
-
-
-@call("portal_fetch")
-def portal_fetch(monitor: Monitor, thread: Thread, frame: Frame, location: Word) -> Code:
-    """CP_Call, in the callee: get a capability to the caller's buffer."""
-    number = cvm.KEYS + thread.portal
-    row = monitor.grants[number]
-    if not_(thread.serves & row.is_live & (frame.caller == thread.home)):
-        return Code.NOT_IN_CALL
-    monitor.answer(thread, row.top - row.base)
-    return monitor.put_grant(frame.caller, monitor.address(frame.caller, location), number)
-
-
-@call("portal_finish")
-def portal_finish(monitor: Monitor, thread: Thread, frame: Frame) -> Code:
-    """CP_Call, in the callee: the call is over, and with it the authority over the buffer."""
-    if not_(thread.serves & (frame.caller == thread.home)):
-        return Code.NOT_IN_CALL
-    monitor.finish(thread)
-    return Code.OK
-
-
-@call("wait")
-def wait(monitor: Monitor, thread: Thread, frame: Frame, key: Word) -> Code:
-    """CP_Call: wait until the call is over."""
-    row = monitor.portals[key]
-    if monitor.policy.handles_are_capabilities and not_(frame.has_handle & monitor.probed[key, frame.caller]):
-        return Code.BAD_HANDLE
-    if not_(row.is_live & (key < cvm.KEYS)):
-        return Code.BAD_HANDLE
-    thread.waits, thread.waits_for = row.is_busy, key
-    return Code.OK
-
-
-@call("inner_return")
-def inner_return(monitor: Monitor, thread: Thread, frame: Frame) -> Code:
-    """Nested cVMs: the outer one goes back to the inner one that called it, with one number as result."""
-    if (thread.domain == thread.home) | (frame.caller != thread.domain):
-        return Code.NOT_IN_CALL
-    result = thread.hart.integer(cvm.RESULT_REGISTERS[1])
-    thread.frame = None
-    monitor.resume(thread, thread.home, 0)
-    monitor.answer(thread, result)
-    return Code.OK

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from capvisor.campaign.engine import ALWAYS_REFUSED, Campaign, Report, Settings
+from capvisor.campaign.engine import Campaign, Report, Settings
 from capvisor.campaign.findings import program_of, text_of
 from capvisor.campaign.hypothesis_engine import HypothesisEngine
 from capvisor.campaign.report import as_json, sarif
 from capvisor.campaign.schedulers import Here, Pool, Scheduler, SchedulerError, scheduler_of
+from capvisor.campaign.subjects import ALWAYS_REFUSED
 from capvisor.campaign.unit import STEPPINGS, Work, judge, perform, stepping_of
 from capvisor.dsl.parser import parse
 from capvisor.dsl.runner import run

@@ -5,10 +5,13 @@ import json
 import pytest
 
 from capvisor.cli.status import Status
+from capvisor.fastpath.monitor import BatchMonitor
 from tests.tutorial import ROOT
 
 FILES = ROOT / "programs" / "tutorial_cvm" / "cvm_1_files.cap"
 KEPT = ROOT / "programs" / "attacks" / "cvm" / "a06_kept_in_a_register.cap"
+SOME = {"answer": (FILES,), "scrub": (ROOT / "programs" / "attacks" / "cvm" / "b5_left_in_memory.cap",)}
+"""By a step of the fast path: programs that need it."""
 MACHINE = ROOT / "programs" / "tutorial" / "01_a_capability.cap"
 
 
@@ -42,16 +45,48 @@ def test_the_trace_marks_crossings(capvisor) -> None:
     [
         (("run", FILES, "--policy", "intendd"), "unknown policy `intendd`: there are intended, prototype-0.0.1"),
         (("run", FILES, "--policy", "without:nothing"), "unknown guard `nothing`"),
-        (("run", FILES, "--impl", "fast"), "runs on the reference alone"),
+        (("run", FILES, "--impl", "fast"), "runs on the reference, or on both"),
+        (("prove", FILES), "`capvisor prove cvm` proves its every step"),
         (("run", MACHINE, "--policy", "intended"), "--policy is for programs of a system"),
         (("run", MACHINE, FILES, "--cost"), "--cost is for programs of a system"),
         (("fuzz", FILES), "a program of a system, which `capvisor run` runs"),
-        (("prove", FILES), "a program of a system, which `capvisor run` runs"),
     ],
 )
 def test_what_does_not_go_is_said(capvisor, arguments: tuple[object, ...], message: str) -> None:
     status, _out, err = capvisor(*arguments)
     assert status == Status.USAGE and message in err
+
+
+def test_both_implementations_run_and_are_compared(capvisor, tmp_path) -> None:
+    compared = {}
+    for implementation in ("both", "reference"):
+        path = tmp_path / implementation
+        assert capvisor("run", FILES, "--impl", implementation, "--json", path)[0] == Status.OK
+        (program,) = json.loads(path.read_text())["programs"]
+        compared[implementation] = program["states_compared"]
+    assert compared["both"] > program["operations"] and compared["reference"] == 0
+
+
+@pytest.mark.parametrize("step", ["answer", "scrub"])
+def test_implementations_that_differ_are_noticed(capvisor, monkeypatch, step: str) -> None:
+    monkeypatch.setattr(BatchMonitor, step, lambda *_arguments: None)
+    status, out, _err = capvisor("run", *SOME[step])
+    assert status == Status.VIOLATION and "implementations differ: " in out and "fast path" in out
+    assert capvisor("run", *SOME[step], "--impl", "reference")[0] == Status.OK
+
+
+def test_an_error_of_the_fast_path_is_a_failure(capvisor, monkeypatch) -> None:
+    def leave(*_arguments: object) -> None:
+        raise IndexError("beyond")
+
+    monkeypatch.setattr(BatchMonitor, "leave", leave)
+    status, out, _err = capvisor("run", FILES)
+    assert status == Status.VIOLATION and "implementations differ: " in out and "IndexError: beyond" in out
+
+
+def test_the_trace_keeps_a_space_behind_a_long_name(capvisor) -> None:
+    _status, out, _err = capvisor("run", FILES.with_name("cvm_3_streams.cap"), "--trace")
+    assert "  receiver/2 portal_fetch" in out and "receiver/2portal" not in out
 
 
 def test_fmt_formats_systems(capvisor, tmp_path) -> None:

@@ -13,6 +13,7 @@ from capvisor.dsl.printer import print_program
 from capvisor.proofs import runner
 from capvisor.proofs.theorem import THEOREMS, obligations
 from capvisor.spec.operations import OPERATIONS
+from tests.docs.generator import load_generator
 from tests.tutorial import ROOT
 
 assert runner  # imported for the theorems that it brings along
@@ -66,12 +67,7 @@ def test_the_changelog_counts_operations_and_theorems() -> None:
 
 
 def test_every_page_of_the_reference_is_generated(tmp_path, monkeypatch) -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec and spec.loader
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    generate = load_generator()
     monkeypatch.setattr(generate, "REFERENCE", tmp_path / "reference")
     generate.main()
     pages = {path.stem: path.read_text() for path in (tmp_path / "reference").glob("*.md")}
@@ -89,4 +85,5 @@ def test_every_page_of_the_reference_is_generated(tmp_path, monkeypatch) -> None
     assert all(f"`{row.name} {row.syntax}`".replace(" `", "`") in pages["operations"] for row in OPERATIONS.values())
     times = json.loads((ROOT / "docs" / "proof_times.json").read_text())["solver_seconds"]
     assert set(times) == set(obligations()), "make times"
-    assert "capvisor conform" in pages["command"] and "start: line" in pages["language"]
+    assert "capvisor conform" in pages["command"] and "## capvisor corpus minimize" in pages["command"]
+    assert "start: line" in pages["language"]

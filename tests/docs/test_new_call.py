@@ -13,7 +13,7 @@ from tests.tutorial import ROOT
 PIECES = ROOT / "docs" / "examples" / "new_call"
 PROGRAM = PIECES / "file_size.cap"
 END_OF_CALLS = "    )\n}\nCALLS_BY_NUMBER"
-PLACES = {"row": "spec/cvm.py", "rule": "model/monitor.py", "kernel": "fastpath/monitor.py"}
+PLACES = {"row": "spec/cvm.py", "rule": "model/calls.py", "kernel": "fastpath/calls.py"}
 FOLDERS = ("spec", "model", "fastpath", "dsl", "campaign", "conformance", "proofs", "bench", "cli")
 
 
@@ -86,10 +86,12 @@ print(*(f"{name}={answer.result}" for name, answer in cvm.answers("file_size", "
 def test_both_implementations_answer_the_new_call_in_the_same_way(extended: Path) -> None:
     code = """
 import numpy as np
-from capvisor.fastpath.monitor import BatchMonitor, Callers
-from capvisor.fastpath.monitor import file_size as kernel
+from capvisor.fastpath.calls import Callers
+from capvisor.fastpath.calls import file_size as kernel
+from capvisor.fastpath.monitor import BatchMonitor
+from capvisor.model.calls import file_size
 from capvisor.model.memory import Memory
-from capvisor.model.monitor import Frame, Monitor, file_size
+from capvisor.model.monitor import Monitor
 from capvisor.spec.cvm import Code
 from capvisor.spec.formats import CC128
 
@@ -114,8 +116,8 @@ def test_a_call_without_rule_or_kernel_is_noticed(tmp_path) -> None:
     """What the tables hold against each other when a piece is forgotten."""
     folder = copy_with(tmp_path, "row")
     code = """
-from capvisor.fastpath.monitor import CALL_KERNELS
-from capvisor.model.monitor import CALL_RULES
+from capvisor.fastpath.calls import CALL_KERNELS
+from capvisor.model.calls import CALL_RULES
 from capvisor.spec.cvm import CALLS
 print(set(CALLS) - set(CALL_RULES), set(CALLS) - set(CALL_KERNELS))
 """

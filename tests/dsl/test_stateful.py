@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
-from capvisor.dsl.stateful import FastPath, GuestMachine, instruction, places
+from capvisor.dsl.printer import instruction
+from capvisor.dsl.stateful import FastPath, GuestMachine, places
 from capvisor.dsl.strategies import hart_in_state, operations
 from capvisor.model.observation import watch
 from capvisor.spec.formats import CC64, CC128
