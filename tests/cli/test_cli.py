@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from capvisor.cli.status import MEANINGS, Status
+from tests.processes import until_busy
 from tests.tutorial import ROOT, TUTORIAL
 
 GOOD = "machine cc128 { memory 0x80000000 size 4K; c1 = root }\nlet x = any u64\nli         x5, x\nassert x5 == x\n"
@@ -322,7 +322,7 @@ def test_ctrl_c_ends_a_campaign_with_what_was_done(tmp_path) -> None:
     path = tmp_path / "good.cap"
     path.write_text(GOOD)
     process = run_process("fuzz", path, "--lanes", 2_000_000_000, "--json", tmp_path / "out.json")
-    time.sleep(3)
+    until_busy(process, 2.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == Status.INCONCLUSIVE, err

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from capvisor.cli.status import Status
 from capvisor.dsl.parser import parse
 from capvisor.dsl.printer import print_program
 from capvisor.proofs.mutants import MUTANTS, in_force
+from tests.processes import until_busy
 from tests.tutorial import ROOT
 
 MACHINE = "machine cc128 { memory 0x80000000 size 4K; c1 = root }\n"
@@ -116,7 +116,7 @@ def test_ctrl_c_is_no_defect(folder) -> None:
         write(folder / f"{number}.cap", GOOD.replace("li x5, 1\n", f"li x6, {number}\nli x5, 1\n"))
     arguments = [sys.executable, "-m", "capvisor", "corpus", "minimize", "--write", "--corpus", str(folder)]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
+    until_busy(process, 2)
     process.send_signal(signal.SIGINT)
     _out, err = process.communicate(timeout=60)
     assert process.returncode == Status.INCONCLUSIVE and "interrupted; nothing was finished" in err

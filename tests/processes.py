@@ -1,0 +1,16 @@
+"""Processes that tests interrupt."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+
+def until_busy(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait until a process has used some processor time, whatever else the machine does, or has ended."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    while process.poll() is None:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        if (int(fields[11]) + int(fields[12])) / ticks >= seconds:
+            return
+        time.sleep(0.05)
