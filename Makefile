@@ -34,7 +34,7 @@ check: $(STAMP) ## lint, types and the architecture of imports
 	$(BIN)/ruff format --check .
 	rm -rf $(COPY) build/lib
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation --target $(COPY) .
-	cd $(COPY) && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --python-executable $(abspath $(BIN))/python -p capvisor.spec -p capvisor.dsl -p capvisor.cli
+	cd $(COPY) && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) --python-executable $(abspath $(BIN))/python -p capvisor.spec -p capvisor.dsl -p capvisor.study -p capvisor.cli
 	cd $(COPY) && PYTHONPATH=. $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml) --no-cache
 
 prove: $(STAMP) ## prove every theorem, for both formats (minutes; kept answers make the next run quick)
