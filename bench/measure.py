@@ -9,13 +9,16 @@ import numpy as np
 
 from capvisor.fastpath import bounds as fast_bounds
 from capvisor.fastpath import isa as _kernels  # declares the kernels
+from capvisor.fastpath import paging as fast_paging
 from capvisor.fastpath.machine import BatchMachine
 from capvisor.fastpath.workspace import BLOCK_LANES, Workspace
-from capvisor.model import bounds, capability
+from capvisor.model import bounds, capability, paging
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model.machine import Hart
 from capvisor.model.memory import Memory
+from capvisor.model.tags import TagTable
 from capvisor.spec.formats import CC128
+from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, WORDS_PER_FRAME, Access, Entry, Mode
 
 assert _kernels and _rules
 
@@ -23,6 +26,7 @@ CAPABILITIES = 1_000_000
 LANES = 100_000
 MEMORY_BASE, MEMORY_BYTES = 0x8000_0000, 1024
 REFERENCE_CALLS = 5_000
+WALKS, WALKED_PAGES = 1_000_000, 1 << 16
 STEPS = 5
 """How often one repeat executes an operation on all lanes."""
 
@@ -182,6 +186,52 @@ def _divergent() -> tuple[Timer, Timer]:
     return _timer(fast, LANES * STEPS), _timer(reference, len(program))
 
 
+_DOWN = int(Entry.P | Entry.RW | Entry.US | Entry.A | Entry.D)
+
+
+def _tables(words: np.ndarray, first: int, named: np.ndarray) -> int:
+    """Four levels of tables in frames from `first`, by which page n is in frame named[n]; the root's frame."""
+    for _ in range(4):
+        words[first * WORDS_PER_FRAME :][: len(named)] = named.astype(np.uint64) << np.uint64(FRAME_SHIFT) | np.uint64(_DOWN)
+        named = np.arange(first, first + -(-len(named) // WORDS_PER_FRAME))
+        first += len(named)
+    return first - 1
+
+
+def _walks(mode: Mode) -> tuple[Timer, Timer]:
+    """Reads of any of many 4 KiB pages, by four levels of tables; nested, by four of the host's too."""
+    rng = np.random.default_rng(0)
+    frames = 2 * WALKED_PAGES + (WALKED_PAGES >> 7) + 16
+    words = np.zeros(frames * WORDS_PER_FRAME, np.uint64)
+    root = _tables(words, WALKED_PAGES, rng.permutation(WALKED_PAGES))
+    nested_root = _tables(words, root + 1, np.arange(root + 1))
+    space = fast_paging.Memory(words[None, :], np.full((1, frames), FIRST_VM, np.uint32))
+    address = rng.integers(0, WALKED_PAGES << FRAME_SHIFT, WALKS, dtype=np.uint64)
+    needed = np.full(WALKS, int(Entry.US), np.uint64)
+    translation, bases = fast_paging.Translation(mode), (root << FRAME_SHIFT, nested_root << FRAME_SHIFT)
+
+    def fast() -> None:
+        fast_paging.walk(space, translation, address, bases[0], needed, FIRST_VM, bases[1])
+
+    memory, tags = paging.SparseWords(frames), TagTable(frames)
+    for place in np.flatnonzero(words).tolist():
+        memory.set(*divmod(place, WORDS_PER_FRAME), int(words[place]))
+    for frame in range(frames):
+        tags[frame] = FIRST_VM
+    first = address[:REFERENCE_CALLS].tolist()
+
+    def reference() -> None:
+        guest: Any = paging.Direct(memory, root, 4)
+        if mode is Mode.NESTED:
+            guest = paging.Nested(memory, root, 4, nested_root, 4)
+        elif mode is Mode.TPT:
+            guest = paging.Tagged(memory, root, 4, tags, FIRST_VM)
+        for each in first:
+            paging.translate(guest, each, Access.READ, True)
+
+    return _timer(fast, WALKS), _timer(reference, len(first))
+
+
 def _operation(name: str, *operands: int) -> Measurement:
     return Measurement(f"{name}, {LANES:.0e} lanes".replace("e+0", "e"), "M/s", lambda: _machine(name, operands))
 
@@ -200,4 +250,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     _operation("add", 3, 5, 5),
     _operation("beq", 5, 6, 16),
     Measurement("divergent, 13 operations, 1e5 lanes", "M/s", _divergent),
+    Measurement("walk, native, 1e6 addresses", "M/s", lambda: _walks(Mode.NATIVE)),
+    Measurement("walk, nested, 1e6 addresses", "M/s", lambda: _walks(Mode.NESTED)),
+    Measurement("walk, TPT, 1e6 addresses", "M/s", lambda: _walks(Mode.TPT)),
 )

@@ -18,6 +18,7 @@ from capvisor.campaign.cvm_systems import CRASHES, DIFFERS, Found, Systems
 from capvisor.campaign.findings import file_name, rule_of
 from capvisor.campaign.unit import Failure, Outcome, Work
 from capvisor.dsl.system import DEFAULT_POLICY, policy_named
+from capvisor.dsl.system_kinds import CVM
 from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import FORMATS
@@ -75,7 +76,7 @@ class SystemFailure:
 def perform(work: Work) -> Outcome:
     """Draw a unit's systems, execute their steps on both implementations and judge every one."""
     policy_name = work.policy if isinstance(work, SystemWork) else DEFAULT_POLICY
-    fmt, policy = FORMATS[work.format], policy_named(policy_name)[1]
+    fmt, policy = FORMATS[work.format], policy_named(policy_name, CVM)[1]
     outcome = Outcome(work.shard)
     drilled = min(DRILL_LANES, work.count) if work.shard % DRILL_EVERY == 0 else 0
     hybrid = drilled - drilled // 2
@@ -226,7 +227,7 @@ class SystemFinding:
 
 def finding_of(failure: SystemFailure, _fails: object = None) -> SystemFinding:
     """Make a failure small."""
-    fmt, policy = FORMATS[failure.format], policy_named(failure.policy)[1]
+    fmt, policy = FORMATS[failure.format], policy_named(failure.policy, CVM)[1]
     found = reduced(fmt, policy, failure.events, failure.what if failure.kind == "breaks" else failure.kind)
     events, tried = (list(failure.events), 0) if found is None else found
     lines = tuple(program(fmt, policy, events))

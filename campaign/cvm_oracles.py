@@ -202,9 +202,12 @@ class Oracles:
         self._hold(OF_STEPS, lanes, step, place)
 
     def _thread(self, harts: Indices, hart: Any, frame: Any) -> LaneThread:
+        return self._thread_of(harts, Wide(self._batch.threads["domain"][harts]), hart, frame)
+
+    def _thread_of(self, harts: Indices, domain: Any, hart: Any, frame: Any) -> LaneThread:
         threads = self._batch.threads
-        home, domain = Wide(threads["home"][harts]), Wide(threads["domain"][harts])
-        return LaneThread(threads["is_live"][harts], home, domain, hart, frame)
+        home, portal = Wide(threads["home"][harts]), Wide(threads["portal"][harts])
+        return LaneThread(threads["is_live"][harts], home, domain, hart, frame, threads["serves"][harts], portal)
 
     # -- of capabilities ---------------------------------------------------------------------------------------------------
 
@@ -251,7 +254,7 @@ class Oracles:
         at = batch.regions.find(lanes, domain)
         cvm_id = KnownRows(batch.regions, lanes, at)
         frame = None if not is_inside else frame_of({key: each[harts] for key, each in batch.frames.items()})
-        thread = LaneThread(batch.threads["is_live"][harts], Wide(batch.threads["home"][harts]), cvm_id, hart, frame)
+        thread = self._thread_of(harts, cvm_id, hart, frame)
         register = Wide(rows.astype(np.uint64)) if kind == "register" else 0
         self._at_capabilities(change, lanes, cap, LanePlace(cvm_id, cvm_id, thread, register))
 

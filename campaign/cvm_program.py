@@ -9,9 +9,9 @@ import numpy as np
 from capvisor.campaign.cvm_moves import MEMORY_BASE, MEMORY_BYTES
 from capvisor.campaign.cvm_systems import CrashError, Systems
 from capvisor.campaign.steps import StepReduction
-from capvisor.dsl.invariant_watch import InvariantWatch
+from capvisor.dsl.cvm_runner import CODE_REGISTER, DATA_REGISTER, INVOKED_DATA
+from capvisor.dsl.cvm_watch import InvariantWatch
 from capvisor.dsl.printer import instruction_of, print_instruction
-from capvisor.dsl.system_runner import CODE_REGISTER, DATA_REGISTER, INVOKED_DATA
 from capvisor.model import system
 from capvisor.model.memory import Memory
 from capvisor.model.monitor import Monitor, Thread

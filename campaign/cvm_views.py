@@ -69,6 +69,8 @@ class LaneThread:
     domain: Any
     hart: Any
     frame: Any
+    serves: Any
+    portal: Any
 
 
 @dataclass

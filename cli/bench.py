@@ -20,7 +20,7 @@ def bench(repeats: int, json_path: Path | None) -> int:
     Each figure is the median of the repeats. Times depend on the machine and on what else it does: compare ratios.
     """
     check_writable(json_path)
-    out, results = console(), []
+    results = []
     with progress("measurements", len(MEASUREMENTS)) as advance:
         for measurement in MEASUREMENTS:
             results.append(_measure(measurement, repeats))
@@ -29,6 +29,7 @@ def bench(repeats: int, json_path: Path | None) -> int:
     for name, unit, fast, reference, ratio in results:
         rows.append((name, _number(fast), _number(reference), unit, f"{ratio:,.0f}"))
     columns = ("what", "fast path", "reference", "unit", "fast path is quicker by")
+    out = console(is_final=True)
     out.print(table(columns, rows, right=(1, 2, 4)), soft_wrap=False)
     out.print(
         "\nThe fast decode is quick by its formula, not by its language: "

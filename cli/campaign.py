@@ -97,7 +97,7 @@ def run(request: Request) -> int:
         check_writable(path)
     history = _history(request)
     _prepare_findings(request.findings)
-    out, started, start = console(), datetime.now(UTC), time.monotonic()
+    started, start = datetime.now(UTC), time.monotonic()
     peer = _peer(request)
     try:
         scheduler = _scheduler(request)
@@ -113,6 +113,7 @@ def run(request: Request) -> int:
         if peer is not None:
             peer.close()
     report, seconds = campaign.report, time.monotonic() - start
+    out = console(is_final=True)
     _print(out.print, request, report, seconds)
     for line in note:
         out.print(line)
@@ -209,7 +210,7 @@ def _progress(start: float) -> Iterator[Callable[[Report], None]]:
             now = time.monotonic()
             if now - last[0] >= PLAIN_PROGRESS_S:
                 last[0] = now
-                print(_line(report, now - start), file=sys.stderr, flush=True)
+                console(stderr=True).print(_line(report, now - start))
 
         yield say
         return

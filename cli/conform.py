@@ -47,12 +47,13 @@ def conform(
             f"{', '.join(map(str, paths))}: no golden vectors of a known format: FORMAT.OPERATION.npz or .csv; "
             f"nor traces: {' or '.join(traces.MACHINES)}... with {' or '.join(TRACE_SUFFIXES)} at the end"
         )
-    out, results = console(), []
+    results = []
     with progress("files", len(found.files)) as advance:
         for path in found.files:
             golden = _read(path, format_name, operation)
             results += [(path, _hold_against(golden, name)) for name in chosen]
             advance(1)
+    out = console(is_final=True)
     columns = ("file", "implementation", "rows", "values compared", "failed", "first failing")
     out.print(table(columns, [_row(result) for _path, result in results], right=(2, 3, 4)), soft_wrap=False)
     for path, why in found.skipped:

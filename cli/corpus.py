@@ -92,7 +92,7 @@ def show(folder: Path) -> int:
             continue
         together |= behaviours
         rows.append((path, operations_of(program), len(behaviours), signature_of(program) or title_of(program)))
-    out = console()
+    out = console(is_final=True)
     out.print(table(("program", "operations", "behaviours", "what for"), rows, right=(1, 2)), soft_wrap=False)
     out.print(f"\n{_count(len(rows), 'program')}, {len(together)} behaviours{f', {broken} unusable' if broken else ''}")
     return Status.USAGE if broken else Status.OK
@@ -182,7 +182,7 @@ def add(paths: tuple[Path, ...], folder: Path, failing: bool, force: bool) -> in
         note = ", which fails: so does `capvisor corpus run` until that is fixed" if failing else ""
         lines.append(f"{path}: added as {target}{note}{''.join(_indented(path, result))}")
     _write(folder, accepted)
-    out = console()
+    out = console(is_final=True)
     for line in lines:
         out.print(line)
     if len(found) > 1:
@@ -249,7 +249,7 @@ def run(folder: Path, seed: int, json_path: Path | None, junit_path: Path | None
 
 
 def _print(results: list[Result], total: int, seed: int, interrupted: bool) -> None:
-    out = console()
+    out = console(is_final=True)
     columns = ("program", "operations", "traps", "assertions", "states compared", "stepping", "result")
     out.print(table(columns, [_row(result) for result in results], right=(1, 2, 3, 4)), soft_wrap=False)
     for result in results:
@@ -345,7 +345,7 @@ def minimize(folder: Path, reduce: bool, write: bool) -> int:
     if write:
         _write(folder, written)
         _remove(Path(share.name) for share in removed)
-    out = console()
+    out = console(is_final=True)
     for line in lines:
         out.print(line)
     together = frozenset[Shown]().union(*(share.behaviours for share in shares))

@@ -13,6 +13,7 @@ from capvisor.cli.campaign import DEFAULT_SECONDS, Duration, Request
 from capvisor.cli.options import json_option, seed_option
 from capvisor.cli.status import InputError
 from capvisor.dsl.system import DEFAULT_POLICY, policy_named
+from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.spec.formats import FORMATS
 
 
@@ -109,7 +110,7 @@ def fuzz(
         if engine != "bulk" or against is not None or invariants_only:
             raise InputError(f"the profile `{profile}` has no --engine, --against or --invariants-only")
         try:
-            policy_named(policy or DEFAULT_POLICY)
+            policy_named(policy or DEFAULT_POLICY, SYSTEM_KINDS[profile])
         except LookupError as error:
             raise InputError(f"--policy: {error.args[0]}") from None
     if invariants_only and (engine == "hypothesis" or against is not None):

@@ -48,7 +48,7 @@ def guards(system: str, paths: tuple[Path, ...], named: bool, proofs_path: Path 
     cells, always = matrix(kind, files)
     verdicts = {(each.guard, each.invariant): verdict(each, proved) for each in cells}
     wrong = [cell for cell in cells if cell.program and (cell.guard, cell.invariant) in proved]
-    out = console()
+    out = console(is_final=True)
     rows = [(guard, *(MARKS[verdicts[guard, name]] for name in kind.invariants)) for guard in kind.guards]
     out.print(table(("guard off", *kind.invariants), rows), soft_wrap=False)
     if named:

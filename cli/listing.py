@@ -1,26 +1,27 @@
 """`capvisor list`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from capvisor.cli.output import console, table
 from capvisor.cli.status import Status
 from capvisor.dsl.fields import FIELDS
-from capvisor.spec.cvm import CALLS
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS
+from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.operations import OPERATIONS
-from capvisor.spec.policy import GUARDS, POLICIES, MonitorPolicy
 from capvisor.spec.registers import SPECIAL_REGISTERS, STATUS_REGISTERS
 from capvisor.spec.traps import CAUSES
 from capvisor.spec.vectors import VECTOR_OPERATIONS
 
 
-def _off(policy: MonitorPolicy) -> list[str]:
+def _off(kind: SystemKind, policy: Any) -> list[str]:
     """The guards that a policy has switched off."""
-    return [name for name in GUARDS if not getattr(policy, name)]
+    return [name for name in kind.guards if not getattr(policy, name)]
 
+
+_KINDS = tuple(SYSTEM_KINDS.values())
 
 _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
     "operations": (
@@ -63,7 +64,8 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
                 ", ".join(code.name for code in row.all_refusals),
                 row.summary,
             )
-            for row in CALLS.values()
+            for kind in _KINDS
+            for row in kind.calls.values()
         ],
     ),
     "guards": (
@@ -71,21 +73,25 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
         [
             (
                 row.name,
-                ", ".join(name for name, policy in POLICIES.items() if row.name in _off(policy)),
+                ", ".join(name for name, policy in kind.policies.items() if row.name in _off(kind, policy)),
                 row.meaning,
                 row.source,
             )
-            for row in GUARDS.values()
+            for kind in _KINDS
+            for row in kind.guards.values()
         ],
     ),
     "policies": (
         ("policy", "guards that are off"),
-        [(name, ", ".join(_off(policy)) or "none") for name, policy in POLICIES.items()],
+        [(name, ", ".join(_off(kind, policy)) or "none") for kind in _KINDS for name, policy in kind.policies.items()],
     ),
-    "cvm-invariants": (
-        ("invariant", "title", "what it says"),
-        [(row.name, row.title, row.statement) for row in CVM_INVARIANTS.values()],
-    ),
+    **{
+        f"{kind.name}-invariants": (
+            ("invariant", "title", "what it says"),
+            [(row.name, row.title, row.statement) for row in kind.invariants.values()],
+        )
+        for kind in _KINDS
+    },
 }
 
 
@@ -95,8 +101,8 @@ def listing(what: str) -> int:
     """List what there is.
 
     Of machines: operations, formats, trap causes, special registers, a capability's fields, golden vectors. Of systems: the
-    monitor's calls, its guards, policies, and the invariants of capability VMs.
+    calls, the guards, policies, and the invariants of each kind.
     """
     columns, rows = _TABLES[what]
-    console().print(table(columns, rows), soft_wrap=False)
+    console(is_final=True).print(table(columns, rows), soft_wrap=False)
     return Status.OK

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from capvisor import __version__
+from capvisor.cli import reader
 from capvisor.cli.status import InputError
 from capvisor.files import write_whole
 
@@ -23,16 +24,24 @@ PLAIN_WIDTH = 1000
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Whoever read our output has stopped: go on without them, to the status that the work deserves."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        """Whoever read our output has stopped, which ends the command; nobody has to read standard error."""
+        if self.stderr:
+            reader.discard(sys.stderr.fileno())
+        else:
+            reader.lost()
 
 
 PLAIN_PROGRESS_S = 10.0
 """Seconds between lines of progress where standard error is no terminal."""
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Where to print: text as it is, without markup, and not wrapped at 80 columns when it goes to a file."""
+def console(*, stderr: bool = False, is_final: bool = False) -> Console:
+    """Where to print: text as it is, without markup, and not wrapped at 80 columns when it goes to a file.
+
+    `is_final` says that the work is done: from here on its status stands, whether anybody reads the output or not.
+    """
+    if is_final:
+        reader.is_not_needed()
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return _Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width, soft_wrap=True)
@@ -59,7 +68,7 @@ class _PlainProgress:
         self._done += done
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_PROGRESS_S
-            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+            console(stderr=True).print(f"{self._what}: {self._done} of {self._total}")
 
 
 @contextmanager

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from capvisor.cli import programs as files
 from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
-from capvisor.cli.prove_system import SYSTEM, prove_system
+from capvisor.cli.prove_system import list_steps, prove_system
 from capvisor.cli.status import InputError, Status
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
+from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.files import state_folder
 from capvisor.proofs import programs, solve
 from capvisor.proofs.cache import Cache
@@ -59,7 +61,7 @@ from capvisor.spec.formats import FORMATS
 @click.option(
     "--workers", default=min(os.cpu_count() or 1, 8), type=click.IntRange(min=1), help="Processes. [default: the cores]"
 )
-@click.option("--policy", default="intended", show_default=True, metavar="NAME", help="With `cvm`: the monitor's policy.")
+@click.option("--policy", default="intended", show_default=True, metavar="NAME", help="Of steps of a system: the policy.")
 @click.option("--no-cache", is_flag=True, help="Ask everything anew, and keep nothing.")
 @click.option(
     "--state", type=click.Path(path_type=Path), help="Folder of kept answers. [default: in the user's state directory]"
@@ -97,21 +99,24 @@ def prove(
     `capvisor prove cvm [STEP]...` proves that steps of the Intravisor's system keep its invariants: instructions of guests,
     calls, operations of the deployer; all of them, or those that patterns choose.
     """
+    _check_options(click.get_current_context(), system=names[0] if names and names[0] in SYSTEM_KINDS else None)
     check_writable(json_path)
     check_writable(junit_path)
-    if names[:1] == (SYSTEM,):
-        return prove_system(names[1:], policy, timeout, workers, _cache(no_cache, state), json_path)
+    if names and names[0] in SYSTEM_KINDS:
+        if listing:
+            return list_steps(names[0], names[1:])
+        kept = _cache(no_cache, state)
+        return prove_system(names[0], names[1:], policy, timeout, workers, kept, json_path, junit_path)
     if sweep is not None:
         return _sweep([*SWEEPS] if sweep == "all" else [sweep], timeout, workers)
     chosen = _choose(names, everything or (listing and not names and not matrix), matrix)
-    out = console()
     if listing:
         rows = [(each.id, each.theorem.statement) for each in chosen]
-        out.print(table(("obligation", "statement"), rows), soft_wrap=False)
+        console(is_final=True).print(table(("obligation", "statement"), rows), soft_wrap=False)
         return Status.OK
     if dependencies:
         rows = [(each.id, ", ".join(each.uses)) for each in with_lemmas(chosen) if each.uses]
-        out.print(table(("obligation", "leans on"), rows), soft_wrap=False)
+        console(is_final=True).print(table(("obligation", "leans on"), rows), soft_wrap=False)
         return Status.OK
     if teeth:
         return _show_teeth(chosen, timeout)
@@ -132,6 +137,7 @@ def prove(
     elapsed_s = time.perf_counter() - start
     write_json(json_path, "prove", {"seconds": elapsed_s, "obligations": [_as_json(outcome) for outcome in outcomes]})
     write_text(junit_path, junit_xml("prove", [_as_case(outcome) for outcome in outcomes]))
+    out = console(is_final=True)
     if matrix:
         (columns, marks), statements = table_of(outcomes), statements_of_columns()
         out.print(table(("operation", *columns), marks), soft_wrap=False)
@@ -141,6 +147,22 @@ def prove(
         for column in columns:
             out.print(f"{column:<4} {statements[column]}")
     return _report(chosen, outcomes, interrupted, elapsed_s, save, quiet=matrix)
+
+
+_PROVE_SYSTEM = " or ".join(f"`capvisor prove {name}`" for name in SYSTEM_KINDS)
+_OF_SYSTEMS = ("names", "listing", "timeout", "workers", "policy", "no_cache", "state", "junit_path", "json_path")
+"""The parameters that steps of a system are proved with."""
+
+
+def _check_options(context: click.Context, system: str | None) -> None:
+    """Options that would be ignored. Raises InputError."""
+    for parameter in context.command.params:
+        taken = parameter.name != "policy" if system is None else parameter.name in _OF_SYSTEMS
+        if taken or context.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT:
+            continue
+        if system is None:
+            raise InputError(f"{parameter.opts[0]} is for steps of a system alone: {_PROVE_SYSTEM}")
+        raise InputError(f"{parameter.opts[0]} isn't for steps of a system: `capvisor prove {system}` goes without it")
 
 
 def _cache(no_cache: bool, state: Path | None) -> Cache | None:
@@ -174,8 +196,9 @@ def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
                 fallen = "SURVIVES" if bite.fallen is None else f"breaks {bite.fallen.id}"
                 rows.append((theorem.id, bite.mutant.name, fallen, values))
             advance(1)
-    console().print(table(("theorem", "mutant", "outcome", "counterexample"), rows), soft_wrap=False)
-    console().print(f"\n{len(rows) - survivors} of {len(rows)} mutants noticed")
+    out = console(is_final=True)
+    out.print(table(("theorem", "mutant", "outcome", "counterexample"), rows), soft_wrap=False)
+    out.print(f"\n{len(rows) - survivors} of {len(rows)} mutants noticed")
     return Status.VIOLATION if survivors else Status.OK
 
 
@@ -189,12 +212,12 @@ def _sweep(parts: list[str], timeout_s: float, workers: int) -> int:
             findings.append(finding)
             advance(1)
     noticed = [(each.change.line, each.change.name, each.noticed_by) for each in findings if each.noticed_by]
-    console().print(table(("line", "change", "noticed by"), noticed, right=(0,)), soft_wrap=False)
+    out = console(is_final=True)
+    out.print(table(("line", "change", "noticed by"), noticed, right=(0,)), soft_wrap=False)
     survivors = [finding for finding in findings if not finding.noticed_by]
     rows = [
         (each.change.line, each.change.name, each.equivalent or "NOT EXPLAINED: a gap in the theorems") for each in survivors
     ]
-    out = console()
     if rows:
         out.print()
         headings = ("line", "change that no theorem notices", "why it changes nothing")
@@ -220,9 +243,8 @@ def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> l
             for path in files.find((Path(name),)):
                 program = files.read_any(path)
                 if program.system is not None:
-                    raise InputError(
-                        f"{path}: programs of a system can't be proved; `capvisor prove {SYSTEM}` proves its every step"
-                    )
+                    instead = f"`capvisor prove {program.system.kind}` proves its every step"
+                    raise InputError(f"{path}: programs of a system can't be proved; {instead}")
                 obligation = obligation_of(program)
                 chosen[obligation.id] = obligation
             continue
@@ -250,7 +272,7 @@ def _report(
     quiet: bool = False,
 ) -> int:
     """Say what came out, obligation by obligation unless quiet; the exit status."""
-    out = console()
+    out = console(is_final=True)
     rows = [_row(outcome) for outcome in outcomes]
     if not quiet:
         out.print(

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from capvisor.campaign.history import History, PastCampaign, PastFinding
+from capvisor.campaign.subjects import subject_of
 from capvisor.cli import history_page, plots
 from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
 from capvisor.files import STATE_FILE, state_folder
-from capvisor.spec.invariants import INVARIANTS
 
 SHOWN = 20
 """How many campaigns are shown, if the user doesn't say."""
@@ -67,7 +67,7 @@ def report(last: int | None, number: int | None, html_path: Path | None, state: 
     write_json(json_path, "report", {"campaigns": [_as_json(each) for each in campaigns]})
     if html_path is not None:
         write_text(html_path, history_page.page(campaigns, path, COLUMNS, rows, NUMBERS))
-    write = console().print
+    write = console(is_final=True).print
     if not campaigns:
         write(f"no campaigns are kept in {path}: `capvisor fuzz` without files adds one")
         return Status.OK
@@ -117,7 +117,8 @@ def _print_details(write: Write, campaign: PastCampaign) -> None:
     _print_table(write, ("cause of a refusal", "times"), _counts(campaign.causes))
     _print_table(write, ("compared, and changed", "times"), _counts(campaign.changed))
     concerned = campaign.concerned
-    invariants = [(_invariant(name), f"{n:,}", f"{concerned.get(name, 0):,}") for name, n in campaign.evaluated.items()]
+    known = subject_of(campaign.profile).invariants
+    invariants = [(_title(name, known), f"{n:,}", f"{concerned.get(name, 0):,}") for name, n in campaign.evaluated.items()]
     _print_table(write, ("invariant", "steps held against it", "steps it concerned"), invariants)
     growth = plots.text_bars(campaign.growth, GROWTH_ROWS, GROWTH_WIDTH)
     _print_table(write, ("programs", "behaviours", ""), [(f"{x:,}", f"{y:,}", bar) for x, y, bar in growth], right=(0, 1))
@@ -136,9 +137,9 @@ def _counts(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     return [(name, f"{count:,}") for name, count in sorted(counts.items(), key=lambda item: -item[1])]
 
 
-def _invariant(name: str) -> str:
+def _title(name: str, known: Mapping[str, Any]) -> str:
     """An invariant by its name; another version may have had others."""
-    return f"{name}, {INVARIANTS[name].title}" if name in INVARIANTS else name
+    return f"{name}, {known[name].title}" if name in known else name
 
 
 def _print_table(

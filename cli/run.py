@@ -2,8 +2,9 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -12,18 +13,20 @@ from capvisor.cli import programs
 from capvisor.cli.options import implementation_option, json_option, parse_settings, paths_argument, seed_option
 from capvisor.cli.output import check_writable, console, table, write_json
 from capvisor.cli.status import InputError, Status
-from capvisor.cli.system_pair import SystemPair
-from capvisor.cli.trace import SystemTracer, Tracer
-from capvisor.dsl.costs import Cost
+from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.trace import Tracer
 from capvisor.dsl.draw import fix
-from capvisor.dsl.evaluate import format_of, memory_of
 from capvisor.dsl.runner import Implementation, Verdict
 from capvisor.dsl.runner import run as run_program
 from capvisor.dsl.syntax import Any as AnyValue
 from capvisor.dsl.syntax import Program
 from capvisor.dsl.system import policy_named, policy_of
+from capvisor.dsl.system_kinds import SYSTEM_KINDS, kind_of
 from capvisor.dsl.system_runner import SystemVerdict, run_system
-from capvisor.spec.policy import POLICIES, MonitorPolicy
+
+_POLICIES = dict.fromkeys(name for kind in SYSTEM_KINDS.values() for name in kind.policies)
+RULE_COLUMNS = 120
+"""How long the lines of an invariant's statement are."""
 
 
 @click.command()
@@ -37,7 +40,7 @@ from capvisor.spec.policy import POLICIES, MonitorPolicy
     "--policy",
     "policy_name",
     metavar="NAME",
-    help=f"Of systems: the monitor's policy, instead of the program's: {', '.join(POLICIES)}, or without:GUARD,...",
+    help=f"Of systems: the monitor's policy, instead of the program's: {', '.join(_POLICIES)}, or without:GUARD,...",
 )
 @json_option
 def run(
@@ -58,12 +61,12 @@ def run(
     found = list(programs.find(paths))
     check_writable(json_path, found)
     given = parse_settings(settings)
-    policy = None if policy_name is None else _policy(policy_name)
     files = [programs.read_any(path) for path in found]
     if given and len(files) > 1:
         raise InputError("--set needs a single program: names mean something else in each")
     systems = [program for program in files if program.system is not None]
     _check_options(systems, files, policy_name, cost, implementation)
+    policies = {each.source: _policy(each, policy_name) for each in systems}
     out = console()
     verdicts: list[Verdict] = []
     for program in files:
@@ -74,10 +77,10 @@ def run(
             watch = Tracer(out.print) if trace else None
             verdicts.append(run_program(program, values, Implementation(implementation), watch))
         else:
-            chosen = policy or policy_of(program.system)
-            both = implementation == Implementation.BOTH.value
-            pair = SystemPair(format_of(program), *memory_of(program), chosen[1]) if both else None
-            verdicts.append(run_system(program, values, chosen, SystemTracer(out.print) if trace else None, pair))
+            tools, chosen = SYSTEM_TOOLS[program.system.kind], policies[program.source]
+            pair = tools.pair(program, chosen[1]) if implementation == Implementation.BOTH.value else None
+            verdicts.append(run_system(program, values, chosen, tools.tracer(out.print) if trace else None, pair))
+    out = console(is_final=True)
     of_machines = [each for each in verdicts if not isinstance(each, SystemVerdict)]
     of_systems = [each for each in verdicts if isinstance(each, SystemVerdict)]
     if of_machines:
@@ -88,7 +91,8 @@ def run(
         out.print(table(_SYSTEM_COLUMNS, rows, right=(2, 3, 4, 5, 6)), soft_wrap=False)
     for each in of_systems if cost else ():
         out.print(f"\n{each.program.source}")
-        out.print(table(_COST_COLUMNS, _cost_rows(each), right=(1, 2, 3, 4, 5)), soft_wrap=False)
+        headings, costs = _cost_table(each)
+        out.print(table(headings, costs, right=range(1, len(headings))), soft_wrap=False)
     for verdict in verdicts:
         if verdict.failure is not None:
             _report(out.print, verdict, policy_name)
@@ -99,9 +103,13 @@ def run(
     return Status.VIOLATION if failed else Status.OK
 
 
-def _policy(name: str) -> tuple[str, MonitorPolicy]:
+def _policy(program: Program, name: str | None) -> tuple[str, Any]:
+    """The policy of a program's run, the one named or else its own."""
+    assert program.system is not None
+    if name is None:
+        return policy_of(program.system)
     try:
-        return policy_named(name)
+        return policy_named(name, kind_of(program))
     except LookupError as error:
         raise InputError(f"--policy {name}: {error.args[0]}; or `without:GUARD,...`") from None
 
@@ -123,6 +131,8 @@ def _report(write: Callable[[str], None], verdict: Verdict, policy_name: str | N
     failure = verdict.failure
     assert failure is not None
     write(f"\n{verdict.program.source}:{failure.line}: {failure.kind}: {failure.message}")
+    for line in wrap(failure.rule, RULE_COLUMNS):
+        write(f"  {line}")
     if verdict.values or policy_name is not None:
         words = [] if policy_name is None else ["--policy", policy_name]
         words += [word for name, value in _any_values(verdict).items() for word in ("--set", f"{name}={value:#x}")]
@@ -163,13 +173,13 @@ def _system_row(verdict: SystemVerdict) -> tuple[object, ...]:
     )
 
 
-_COST_COLUMNS = ("mechanism", "calls", "crossings", "capability operations", "copies", "bytes copied")
-
-
-def _cost_rows(verdict: SystemVerdict) -> list[tuple[object, ...]]:
-    rows = [(name, *astuple(cost)) for name, cost in verdict.costs.items() if any(astuple(cost))]
-    counts = [astuple(cost) for cost in verdict.costs.values()]
-    return [*rows, ("all", *(sum(column) for column in zip(astuple(Cost()), *counts, strict=True)))]
+def _cost_table(verdict: SystemVerdict) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """The columns and rows of what a run cost, by mechanism and in all."""
+    counted = {name: astuple(cost) for name, cost in verdict.costs.items()}
+    names = list(dict.fromkeys(each.name for cost in verdict.costs.values() for each in fields(cost)))
+    rows = [(name, *counts) for name, counts in counted.items() if any(counts)]
+    every = zip(*counted.values(), strict=True)
+    return ("mechanism", *(name.replace("_", " ") for name in names)), [*rows, ("all", *map(sum, every))]
 
 
 def _system_json(verdict: SystemVerdict) -> dict[str, Any]:
@@ -193,5 +203,5 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
         "assertions": verdict.assertions,
         "states_compared": verdict.comparisons,
         "passed": verdict.passed,
-        "failure": None if failure is None else {"line": failure.line, "kind": failure.kind, "message": failure.message},
+        "failure": None if failure is None else {"line": failure.line, "kind": failure.kind, "message": failure.text},
     }

@@ -8,6 +8,7 @@ import click
 
 from capvisor.campaign.rvfi_machines import MACHINES
 from capvisor.campaign.rvfi_server import LOOPBACK, Server
+from capvisor.cli import reader
 from capvisor.cli.output import console
 from capvisor.cli.status import InputError, Status
 
@@ -44,6 +45,7 @@ def serve(port: int, implementation: str, host: str) -> int:
     with server:
         try:
             with _interruptible():
+                reader.is_not_needed()
                 click.echo(f"listening on {server.address}")
                 server.serve()
         except KeyboardInterrupt:

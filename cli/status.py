@@ -16,7 +16,7 @@ class Status(IntEnum):
 MEANINGS: dict[Status, str] = {
     Status.OK: "everything is as expected",
     Status.VIOLATION: "a violation: an assertion, a trap, a golden vector, or implementations that differ",
-    Status.INCONCLUSIVE: "inconclusive: interrupted, or a check that was never put to the test",
+    Status.INCONCLUSIVE: "inconclusive: interrupted, nobody reads the output, or a check was never put to the test",
     Status.USAGE: "wrong options, wrong or missing input, or output that can't be written",
     Status.INTERNAL: "an error of capvisor itself",
 }

@@ -37,8 +37,8 @@ class Tracer:
         _write_step(self._write, f"{step.line:>5}  {operation:<{_OPERATION_COLUMNS}}", changes)
 
 
-class SystemTracer:
-    """Prints each step of a system: line, agent, operation, what changed, and who goes on where that is someone else."""
+class CvmTracer:
+    """Prints each step of cVMs: line, agent, operation, what changed, and who goes on where that is someone else."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -46,7 +46,7 @@ class SystemTracer:
         self._granules: dict[int, Granule] = {}
 
     def __call__(self, step: Executed) -> None:
-        memory = step.monitor.memory
+        memory = step.system.memory
         changes = [step.outcome] if step.outcome else []
         if step.thread is not None:
             hart = step.thread.hart

@@ -252,7 +252,7 @@ def _simulate(study: Study, source: _Source) -> bool:
 def _report(
     source: _Source, results: list[Result], swept: str | None, interrupted: bool, differences: list[str], implementation: str
 ) -> int:
-    out = console()
+    out = console(is_final=True)
     first = results[0]
     out.print(f"{first.configuration.name}, {first.configuration.levels} levels: {source.describe()}")
     events = ", ".join(f"{first.counts[name]} {name}" for name in ("faults", "maps", "unmaps"))

@@ -18,7 +18,7 @@ def run(paths: tuple[Path, ...], lanes: int, seed: int, sample: int, json_path: 
     found = list(programs.find(paths))
     check_writable(json_path, found)
     files = [programs.read(path) for path in found]
-    out, campaigns = console(), []
+    campaigns = []
     with progress("lanes", lanes * len(files)) as advance:
         for program in files:
             campaigns.append(fuzz_program(program, lanes, seed, sample, advance))
@@ -35,6 +35,7 @@ def run(paths: tuple[Path, ...], lanes: int, seed: int, sample: int, json_path: 
         "states compared",
         "result",
     )
+    out = console(is_final=True)
     out.print(table(columns, [_row(campaign) for campaign in campaigns], right=range(1, 8)), soft_wrap=False)
     for campaign in campaigns:
         for finding in campaign.findings:

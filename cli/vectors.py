@@ -58,5 +58,5 @@ def vectors(format_name: str, operation: str | None, traces: bool, rows: int, se
             what = f"{rows} rows of {operation}"
     except OSError as error:
         raise InputError(f"can't write {output}: {error.strerror or error}") from None
-    console().print(f"{output}: {what} for {format_name}, seed {seed}")
+    console(is_final=True).print(f"{output}: {what} for {format_name}, seed {seed}")
     return Status.OK

@@ -17,15 +17,14 @@ from typing import Any
 import click
 
 from capvisor.cli.guards import FALLS, HOLDS, MARKS, UNKNOWN
-from capvisor.cli.main import capvisor, status_of
 from capvisor.cli.status import MEANINGS, Status
+from capvisor.cli.verbs import capvisor, status_of
 from capvisor.dsl.fields import FIELDS
 from capvisor.model.machine import RULES
 from capvisor.proofs import contracts, isa, machine, runner
 from capvisor.proofs.theorem import THEOREMS, Theorem
 from capvisor.spec.encodings import encodings
 from capvisor.spec.formats import FORMATS, Permission
-from capvisor.spec.invariants import INVARIANTS
 from capvisor.spec.operations import FETCH_TRAPS, OPERATIONS, Group, OperandKind
 from capvisor.spec.traps import CAUSES, CAUSES_BY_NAME
 from capvisor.spec.vectors import VECTOR_OPERATIONS
@@ -114,7 +113,7 @@ def instruction(name: str) -> str:
     parts.append(f"```python\n{inspect.getsource(RULES[name])}```\n")
     parts.append("## Theorems\n")
     titles = {
-        **{row.name: row.title for row in INVARIANTS.values()},
+        **{row.name: row.title for row in isa.KEPT.values()},
         machine.NAME: "the fast path's step is the reference's",
     }
     cells = [(f"`{isa.PREFIX}.{name}.{each}`", titles[each]) for each in isa.columns()]
@@ -128,11 +127,11 @@ def matrix() -> str:
     """The matrix of operations and invariants: what each column says."""
     parts = [
         "# The matrix\n",
-        "Generated from `spec/invariants.py` and `proofs/isa.py`. Every operation keeps every invariant: `capvisor prove --matrix` proves "
+        "Generated from `spec/invariants.py`, `spec/guest.py` and `proofs/isa.py`. Every operation keeps every invariant: `capvisor prove --matrix` proves "
         "it and prints the table; a cell alone is `capvisor prove isa.csetbounds.M1.cc128`. [How one step becomes all runs]"
         "(../matrix.md).\n",
     ]
-    for invariant in INVARIANTS.values():
+    for invariant in isa.KEPT.values():
         parts.append(f"## {invariant.name}: {invariant.title}\n\n{invariant.statement}\n\nSource: {invariant.source}.\n")
         parts.append(f"```python\n{inspect.getsource(invariant.holds)}```\n")
     parts.append(f"## {machine.NAME}: the fast path\n\n{machine.STATEMENT}\n\nScope: {machine.SCOPE}.\n")

@@ -31,6 +31,7 @@ from capvisor.dsl.syntax import (
     Violates,
     walk,
 )
+from capvisor.dsl.system_kinds import examples
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 from capvisor.spec.operations import OPERATIONS, OperandKind
 from capvisor.spec.registers import REGISTER_NUMBERS
@@ -82,10 +83,12 @@ class Checker:
 
     def check(self) -> None:
         """Look at every statement, in order."""
-        for statement in self._program.statements:
-            if isinstance(statement, By | Create | Destroy | Violates):
-                message = "agents are of a system: the program needs `system cvm { alice size 4K }`, and no machine"
-                raise self._error(message, statement.position)
+        statements = list(self._program.statements)
+        of_systems = [each for each in statements if isinstance(each, By | Create | Destroy | Violates)]
+        if of_systems:
+            message = f"agents are of a system: the program needs {examples()}, and no machine"
+            raise self._error(message, of_systems[0].position)
+        for statement in statements:
             if not isinstance(statement, Machine) and self._format is None:
                 raise self._error("the machine must come first: `machine cc128 { ... }`", statement.position)
             match statement:
@@ -135,6 +138,10 @@ class Checker:
         if base % granule or size % granule:
             message = f"memory must start and end at a multiple of {granule} bytes, a capability's size in {fmt.name}"
             raise self._error(message, memory_base.position)
+
+    def _operation_names(self) -> Iterable[str]:
+        """What a statement can begin with, for a name that is none of it."""
+        return OPERATIONS
 
     def _let(self, let: Let) -> None:
         if let.name in REGISTER_NUMBERS or let.name in RESERVED or not let.name.isidentifier():
@@ -187,7 +194,7 @@ class Checker:
         self._has_begun = True
         row = OPERATIONS.get(instruction.name)
         if row is None:
-            message = f"unknown operation `{instruction.name}`{suggest(instruction.name, OPERATIONS)}"
+            message = f"unknown operation `{instruction.name}`{suggest(instruction.name, self._operation_names())}"
             raise self._error(message, instruction.position)
         if row.minimum_xlen > self._format.address_width:
             width = self._format.address_width

@@ -1,8 +1,14 @@
-"""What must be right about a program of a system before it is run: who acts, which calls there are, what they take."""
+"""What must be right about a program of any kind of system: its order, its system's settings, results, what it violates.
+
+What a kind's own statements mean is for the checker that its row names.
+"""
 
 from collections.abc import Iterable
+from enum import Enum
+from pkgutil import resolve_name
 
-from capvisor.dsl.check import RESERVED, Checker, count, listed, suggest
+from capvisor.dsl.check import Checker, listed, suggest
+from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.evaluate import DEFAULT_FORMAT, memory_of
 from capvisor.dsl.syntax import (
     Agent,
@@ -12,90 +18,72 @@ from capvisor.dsl.syntax import (
     Create,
     Destroy,
     Enter,
-    Expression,
-    FieldOf,
     Initial,
     Instruction,
     Leave,
     Let,
     Machine,
-    Name,
-    Position,
     Program,
-    Region,
-    Register,
     Result,
     System,
-    Text,
     Violates,
-    walk,
 )
-from capvisor.dsl.system import Layout, key_number, policy_of
-from capvisor.dsl.system_kinds import CVM, SYSTEM_KINDS, SystemKind
-from capvisor.spec import cvm
-from capvisor.spec.cvm import ARGUMENT_REGISTERS, CALLS, ArgumentKind, Code
+from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind, examples
 from capvisor.spec.formats import FORMATS
-from capvisor.spec.registers import REGISTER_NUMBERS
-
-DEPLOYER = "deployer"
-_WORDS = RESERVED | {DEPLOYER, "system", "policy", "format", "expect"}
-"""What no cVM can be called."""
+from capvisor.spec.operations import OPERATIONS
 
 
 def check_system(program: Program) -> None:
     """Raises ProgramError for the first thing that is wrong with a program of a system."""
-    SystemChecker(program).check()
+    system = program.system
+    assert system is not None
+    if system.kind not in SYSTEM_KINDS:
+        known = suggest(system.kind, SYSTEM_KINDS) or f": there is {listed(SYSTEM_KINDS)}"
+        message = f"unknown kind of system `{system.kind}`{known}"
+        raise ProgramError(message, system.position, program.source, program.text)
+    kind = SYSTEM_KINDS[system.kind]
+    checker: SystemChecker = resolve_name(kind.checker)(program, kind)
+    checker.check()
 
 
 class SystemChecker(Checker):
     """Walks through the statements of a program of a system."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, kind: SystemKind) -> None:
         super().__init__(program)
-        self._kind: SystemKind = CVM
-        self._layout: Layout | None = None
-        self._keys: dict[int, str] = {}
+        self._kind = kind
+        self._is_set_up = False
         self._violates: Violates | None = None
 
     def check(self) -> None:
         """Look at every statement, in order."""
         for statement in self._program.statements:
-            if not isinstance(statement, System) and self._layout is None:
-                raise self._error("the system must come first: `system cvm { alice size 4K }`", statement.position)
+            if not isinstance(statement, System) and not self._is_set_up:
+                raise self._error(f"the system must come first: {examples()}", statement.position)
             match statement:
                 case System():
                     self._system(statement)
                 case Let():
                     self._let(statement)
                 case By(agent, action):
-                    self._agent(agent)
-                    self._action(action)
-                case Create(region, result):
-                    self._region(region)
-                    self._result(result, tuple(Code), "creating a cVM")
-                case Destroy(name, result):
-                    self._known(name, statement.position)
-                    self._result(result, tuple(Code), "destroying a cVM")
+                    self._by(agent, action)
+                case Create() | Destroy():
+                    self._deployed(statement)
                 case Violates():
                     self._expected(statement)
                 case Machine():
                     raise self._error("a program has a system or a machine, not both", statement.position)
                 case Initial():
-                    raise self._error(
-                        "`given` is for a machine: a cVM's registers are what the monitor starts it with", statement.position
-                    )
+                    message = "`given` is for a machine: a system's registers are what the system starts with"
+                    raise self._error(message, statement.position)
                 case Instruction() | Assert():
                     raise self._error("say who does that, as in `alice: li x5, 1`", statement.position)
 
     # -- the system --------------------------------------------------------------------------------------------------------
 
     def _system(self, system: System) -> None:
-        if self._layout is not None:
+        if self._is_set_up:
             raise self._error("a program has one system", system.position)
-        if system.kind not in SYSTEM_KINDS:
-            message = f"unknown kind of system `{system.kind}`{suggest(system.kind, SYSTEM_KINDS)}"
-            raise self._error(f"{message}: there is {listed(SYSTEM_KINDS)}", system.position)
-        self._kind = SYSTEM_KINDS[system.kind]
         name = system.format or DEFAULT_FORMAT
         if name not in FORMATS:
             raise self._error(f"unknown capability format `{name}`{suggest(name, FORMATS)}", system.position)
@@ -111,120 +99,36 @@ class SystemChecker(Checker):
             if guard not in guards:
                 known = suggest(guard, guards) or f": there are {listed(guards)}"
                 raise self._error(f"unknown guard `{guard}`{known}", system.position)
-        policy_of(system)
-        self._layout = Layout(self._format, memory_of(self._program)[0])
-        if not system.regions:
-            raise self._error("a system needs someone to act in it: `alice size 4K`", system.position)
-        for region in system.regions:
-            if region.name in self._layout.placed:
-                raise self._error(f"`{region.name}` is said twice", region.position)
-            self._region(region)
+        self._is_set_up = True
+        self._set_up(system)
 
-    def _region(self, region: Region) -> None:
-        """A region is placed when it is said."""
-        assert self._layout is not None
-        name = region.name
-        if name in REGISTER_NUMBERS or name in _WORDS or not name.isidentifier():
-            what = "a register" if name in REGISTER_NUMBERS else "a word of the language"
-            raise self._error(
-                f"`{name}` can't name a cVM: it is {what if name.isidentifier() else 'no plain name'}", region.position
-            )
-        if self._constant(region.size, "a region's size") <= 0:
-            raise self._error("a region has at least one byte", region.size.position)
-        if region.at is not None:
-            self._number(region.at, "`at` needs a number")
-            self._no_registers(region.at, "`at`")
-            for part in walk(region.at):
-                if isinstance(part, Name) and part.name in self._lets:
-                    raise self._error("`at` can't use a `let`: regions are placed before values are chosen", part.position)
-        if region.outer is not None:
-            self._known(region.outer, region.position)
-        try:
-            self._layout.add(region)
-        except ValueError as error:
-            raise self._error(str(error), region.position) from None
+    def _operation_names(self) -> Iterable[str]:
+        return (*OPERATIONS, *self._kind.calls)
 
-    def _known(self, name: str, position: Position) -> None:
-        """The name must be that of a cVM."""
-        assert self._layout is not None
-        placed = self._layout.placed
-        if name not in placed:
-            known = suggest(name, placed) or f": there are {listed(placed) or 'none yet'}"
-            raise self._error(f"no cVM is called `{name}`{known}", position)
-
-    def _value_names(self) -> Iterable[str]:
-        assert self._layout is not None
-        return (*self._lets, *self._layout.names())
+    def _set_up(self, system: System) -> None:
+        """What the system has at the start."""
+        raise NotImplementedError
 
     # -- who does what -----------------------------------------------------------------------------------------------------
 
-    def _agent(self, agent: Agent) -> None:
-        self._known(agent.name, agent.position)
-        if agent.thread < 1:
-            raise self._error("threads are numbered from 1", agent.position)
+    def _by(self, agent: Agent, action: Instruction | Assert | Call | Enter | Leave) -> None:
+        """What an agent does."""
+        raise NotImplementedError
 
-    def _action(self, action: Instruction | Assert | Call | Enter | Leave) -> None:
-        match action:
-            case Instruction():
-                self._instruction(action)
-            case Assert(condition):
-                self._condition(condition, "`assert` needs a condition")
-            case Call(name, operands, result):
-                self._arguments(name, operands, action.position)
-                self._result(result, (Code.OK, *CALLS[name].all_refusals), f"`{name}`")
-            case Enter(name, operands):
-                self._enter(name, operands, action.position)
-            case Leave(result):
-                self._result(result, tuple(Code), "a call")
+    def _deployed(self, statement: Create | Destroy) -> None:
+        """What the deployer does."""
+        raise self._error(f"nothing is deployed in a system of kind `{self._kind.name}`", statement.position)
 
-    def _enter(self, name: str, operands: tuple[Expression | Text, ...], position: Position) -> None:
-        assert self._layout is not None
-        if name in CALLS:
-            self._arguments(name, operands, position)
-            return
-        if name not in self._layout.placed:
-            known = suggest(name, (*CALLS, *self._layout.placed))
-            raise self._error(f"`{name}` is no call and no cVM{known}", position)
-        if operands:
-            raise self._error(f"`{name}` is a cVM: it is entered with the registers as they are", operands[0].position)
-
-    def _arguments(self, name: str, operands: tuple[Expression | Text, ...], position: Position) -> None:
-        """The operands of a call, against its row of the table."""
-        row = CALLS[name]
-        if len(operands) != len(row.arguments):
-            takes = f"`{name}` takes `{listed(each for each, _kind in row.arguments)}`" if row.arguments else f"`{name}`"
-            raise self._error(f"{takes}: {count(len(row.arguments), 'operand')}, found {len(operands)}", position)
-        for place, ((argument, kind), operand) in enumerate(zip(row.arguments, operands, strict=True)):
-            if isinstance(operand, Text):
-                self._text(argument, kind, operand)
-            elif isinstance(operand, Register):
-                if operand.number in ARGUMENT_REGISTERS[:place]:
-                    message = f"x{operand.number} holds an earlier argument by then: use another register"
-                    raise self._error(message, operand.position)
-            else:
-                self._number(operand, f"`{argument}` needs a number")
-                if any(isinstance(part, Register | FieldOf) for part in walk(operand)):
-                    message = f"`{argument}` is a register, or a number without any: compute it in a register first"
-                    raise self._error(message, operand.position)
-
-    def _text(self, argument: str, kind: ArgumentKind, operand: Text) -> None:
-        if kind is not ArgumentKind.KEY:
-            raise self._error(f"`{argument}` is no key: it can't be text", operand.position)
-        number = key_number(operand.text)
-        other = self._keys.setdefault(number, operand.text)
-        if other != operand.text:
-            message = f'"{operand.text}" and "{other}" stand for the same key, {number} of {cvm.KEYS}: change one of them'
-            raise self._error(message, operand.position)
-
-    def _result(self, result: Result | None, possible: Iterable[Code], what: str) -> None:
+    def _result(self, result: Result | None, possible: Iterable[Enum], what: str) -> None:
         if result is None:
             return
-        if result.code not in Code.__members__:
-            names = [code.name for code in Code if code is not Code.OK]
+        codes = self._kind.codes
+        if result.code not in codes.__members__:
+            names = [name for name in codes.__members__ if name != "OK"]
             known = suggest(result.code, names) or f": there are {listed(names)}"
             raise self._error(f"unknown code `{result.code}`{known}", result.position)
-        if Code[result.code] not in possible:
-            names = [code.name for code in possible if code is not Code.OK]
+        if codes[result.code] not in possible:
+            names = [code.name for code in possible if code.name != "OK"]
             reasons = f"only with {listed(names)}" if names else "with no code"
             raise self._error(f"{what} is never refused with {result.code}: {reasons}", result.position)
 

@@ -12,12 +12,10 @@ from typing import Any
 
 from capvisor.dsl.draw import fix
 from capvisor.dsl.errors import ProgramError
-from capvisor.dsl.invariant_watch import InvariantWatch
 from capvisor.dsl.runner import numbered
 from capvisor.dsl.syntax import By, Create, Destroy, Program
-from capvisor.dsl.system import constants_of
-from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
-from capvisor.dsl.system_runner import SystemVerdict
+from capvisor.dsl.system_kinds import SystemKind, kind_of
+from capvisor.dsl.system_runner import SystemVerdict, Watch, run_of
 
 
 @dataclass(frozen=True)
@@ -29,23 +27,17 @@ class Cell:
     program: Path | None
 
 
-def violated(program: Program, policy: Any, invariants: InvariantWatch | None = None) -> tuple[str, ...]:
+def violated(program: Program, policy: Any, invariants: Watch | None = None) -> tuple[str, ...]:
     """The invariants that a program of a system makes fall under a policy, in the order of the table."""
     kind, values = kind_of(program), fix(program, {}, seed=0)
     verdict = SystemVerdict(program, values)
-    run = resolve_name(kind.runner)(program, values | constants_of(program), policy, verdict, lambda _step: None, invariants)
+    run = run_of(program, values, policy, verdict, None, invariants)
     run.set_up()
     for line, statement in numbered(program):
         run.line = line
         if isinstance(statement, By | Create | Destroy):
             run.execute(statement)
     return tuple(name for name in kind.invariants if name in verdict.violations)
-
-
-def kind_of(program: Program) -> SystemKind:
-    """The kind of a program's system."""
-    assert program.system is not None
-    return SYSTEM_KINDS[program.system.kind]
 
 
 def length(program: Program) -> int:
@@ -60,22 +52,23 @@ def matrix(kind: SystemKind, programs: Iterable[tuple[Path, Program]]) -> tuple[
     A program that is written for one guard off is run with that one off, another with each. A cell's program is one that is
     written for its guard, if there is any; of several, the shortest.
     """
+    new_watch: type[Watch] = resolve_name(kind.watch)
     falls: dict[tuple[str, str], list[tuple[bool, int, Path]]] = {}
     always: dict[str, list[Path]] = {}
     for path, program in programs:
         assert program.system is not None
-        harmless = InvariantWatch()
+        harmless = new_watch()
         try:
             broken = violated(program, kind.intended, harmless)
         except ProgramError:  # the guard stops it at the start: what it deploys is refused
             if not program.system.without:
                 raise
-            broken, harmless = (), InvariantWatch()
+            broken, harmless = (), new_watch()
         for name in broken:
             always.setdefault(name, []).append(path)
         off = program.system.without
         for guard in off or kind.guards:
-            watch = InvariantWatch(() if broken else harmless.taken)
+            watch = new_watch(() if broken else harmless.taken)
             for name in violated(program, kind.switched_off(kind.intended, (guard,)), watch):
                 falls.setdefault((guard, name), []).append((off != (guard,), length(program), path))
     every = [(guard, name) for guard in kind.guards for name in kind.invariants]

@@ -10,11 +10,12 @@ from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedInput
 from lark.exceptions import VisitError
 
 from capvisor.dsl import syntax
-from capvisor.dsl.check import check
+from capvisor.dsl.check import check, suggest
 from capvisor.dsl.check_system import check_system
 from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.syntax import Operator, Position, Program
-from capvisor.spec.cvm import CALLS
+from capvisor.dsl.system_kinds import SYSTEM_KINDS
+from capvisor.spec.operations import OPERATIONS
 from capvisor.spec.registers import REGISTER_NUMBERS
 
 MAXIMUM_NESTING = 100
@@ -268,6 +269,8 @@ class _ToSyntax(Transformer[Token, Program]):
     def __init__(self, source: str, text: str) -> None:
         super().__init__()
         self._source, self._text = source, text
+        self._calls = {name for kind in SYSTEM_KINDS.values() for name in kind.calls}
+        """What isn't an instruction: the calls of the system's kind, known from its line on: lines come here in order."""
 
     def start(self, meta: AnyType, lines: list[syntax.Line]) -> Program:
         while lines and lines[-1] == syntax.Line():
@@ -292,6 +295,8 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def system(self, meta: AnyType, children: list[AnyType]) -> syntax.System:
         items = children[1:]
+        if str(children[0]) in SYSTEM_KINDS:
+            self._calls = {*SYSTEM_KINDS[str(children[0])].calls}
         base, size = self._only(meta, "memory", [item for item in items if isinstance(item, tuple)]) or (None, None)
         settings = [item for item in items if isinstance(item, _Setting)]
         formats = [each.name for each in settings if each.kind == "format"]
@@ -337,12 +342,17 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def act(self, meta: AnyType, children: list[AnyType]) -> syntax.Call | syntax.Instruction:
         name, rest, result = children[0], children[1:-1], children[-1]
-        if str(name) not in CALLS:
+        if str(name) not in self._calls:
             if result is not None:
-                raise self._error("only a call has a result (`->`); of an instruction, say `!trap`", result.position)
+                meant = "" if str(name) in OPERATIONS else suggest(str(name), self._calls)
+                message = (
+                    f"only a call has a result (`->`), and `{name}` is none{meant or '; of an instruction, say `!trap`'}"
+                )
+                raise self._error(message, result.position)
             texts = [child for child in rest if isinstance(child, syntax.Text)]
             if texts:
-                raise self._error(f"`{name}` is no call of the monitor, and takes no text", texts[0].position)
+                meant = "" if str(name) in OPERATIONS else suggest(str(name), self._calls)
+                raise self._error(f"`{name}` is no call, and takes no text{meant}", texts[0].position)
             return self.instruction(meta, [name, *rest])
         expectations = [child for child in rest if isinstance(child, syntax.Expectation)]
         if expectations:

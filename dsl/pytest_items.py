@@ -119,7 +119,7 @@ class ProgramFailedError(Exception):
         values: Mapping[str, int] | None = None,
         lanes: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(f"{program.source}:{failure.line}: {failure.kind}: {failure.message}")
+        super().__init__(f"{program.source}:{failure.line}: {failure.kind}: {failure.text}")
         self.program = program
         self.failure = failure
         self.values = values or {}
@@ -141,7 +141,7 @@ class ProgramFailedError(Exception):
             parts.append(f"  with: {', '.join(f'{name} = {value:#x}' for name, value in drawn.items())}")
         settings = [word for name, value in drawn.items() for word in ("--set", f"{name}={value:#x}")]
         parts.append(f"  again: {shlex.join(['capvisor', 'run', program.source, *settings])}")
-        return Report("\n".join(parts), Place(program.source, line, f"{self.failure.kind}: {self.failure.message}"))
+        return Report("\n".join(parts), Place(program.source, line, f"{self.failure.kind}: {self.failure.text}"))
 
 
 def _shown(path: Path, folder: Path) -> str:

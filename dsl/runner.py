@@ -213,6 +213,13 @@ class Failure:
     line: int
     kind: str
     message: str
+    rule: str = ""
+    """What was to hold, in words, where the message names it alone."""
+
+    @property
+    def text(self) -> str:
+        """The message, with the rule behind it."""
+        return f"{self.message}. {self.rule}" if self.rule else self.message
 
 
 @dataclass

@@ -240,7 +240,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the monitor, with its arguments in the order of the table in spec/cvm.py."""
+    """A call of the monitor, with its arguments in the order of the kind's table of calls."""
 
     name: str
     operands: tuple[Expression | Text, ...] = ()

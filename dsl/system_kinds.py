@@ -1,10 +1,17 @@
-"""The kinds of systems that the language has, each a row: policies and guards, invariants, runner, attacks."""
+"""The kinds of systems that the language has, each a row: policies and guards, calls, invariants, and its own rooms.
+
+Another kind is a row here, with a checker (of `check_system.SystemChecker`), a run (as `system_runner.SystemRun` says), a
+watch (as `system_runner.Watch` says) and its names' values; and a row in `cli/systems.py` for what the command has of it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from capvisor.dsl.syntax import Program
+from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Invariant
 from capvisor.spec.policy import GUARDS, POLICIES, Guard, MonitorPolicy
 
@@ -23,8 +30,20 @@ class SystemKind:
     """The presets, by name."""
     guards: Mapping[str, Guard]
     invariants: Mapping[str, Invariant]
+    calls: Mapping[str, Any]
+    """What agents can call, by name: each with `number`, `arguments` (name and kind), `all_refusals` and `summary`."""
+    codes: type[Enum]
+    """What calls answer: `OK`, and why they are refused."""
+    example: str
+    """A system of this kind, as messages show one."""
+    checker: str
+    """Where the class is that checks a program. This and the next ones by name, as they read this table themselves."""
     runner: str
-    """Where the class is that runs a program, like `system_runner.SystemRun`: by name, as it reads this table itself."""
+    """The class that runs a program."""
+    watch: str
+    """The class that holds every step against the invariants."""
+    constants: str
+    """The function that gives what a program's names are worth before it runs."""
     attacks: Path
     """The folder of the programs that the matrix of guards is made of."""
 
@@ -53,7 +72,24 @@ CVM = SystemKind(
     policies=POLICIES,
     guards=GUARDS,
     invariants=CVM_INVARIANTS,
-    runner="capvisor.dsl.system_runner:SystemRun",
+    calls=CALLS,
+    codes=Code,
+    example="system cvm { alice size 4K }",
+    checker="capvisor.dsl.cvm_check:CvmChecker",
+    runner="capvisor.dsl.cvm_runner:CvmRun",
+    watch="capvisor.dsl.cvm_watch:InvariantWatch",
+    constants="capvisor.dsl.cvm_layout:constants_of",
     attacks=Path("programs/attacks/cvm"),
 )
 SYSTEM_KINDS: dict[str, SystemKind] = {kind.name: kind for kind in (CVM,)}
+
+
+def kind_of(program: Program) -> SystemKind:
+    """The kind of a program's system."""
+    assert program.system is not None
+    return SYSTEM_KINDS[program.system.kind]
+
+
+def examples() -> str:
+    """A system of each kind, in words of a message."""
+    return " or ".join(f"`{kind.example}`" for kind in SYSTEM_KINDS.values())

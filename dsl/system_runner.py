@@ -1,60 +1,18 @@
 """Running a program of a system: every agent's statements in the order in which they are written, on the reference.
 
-A call is what the library of a cVM does: it loads the sealed pair from the capability store, puts the call's number and
-arguments where they belong, and invokes the pair; then comes the second part, the monitor's. Every step of it is a step of
-the system, and is held against all invariants.
+What is the same for every kind of system is here: the order of things, expectations of violations, the verdict. A kind's row
+names the class that does the rest, a `SystemRun`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from pkgutil import resolve_name
+from typing import Any, NamedTuple, Protocol
 
-from capvisor.dsl.costs import Cost, Costs, WatchedMemory
-from capvisor.dsl.errors import ProgramError
-from capvisor.dsl.evaluate import evaluate, format_of, memory_of
-from capvisor.dsl.invariant_watch import InvariantWatch, describe_place
-from capvisor.dsl.printer import instruction_of, print_expression, print_instruction, print_statement
-from capvisor.dsl.runner import Failure, HartView, Verdict, numbered, operand_report, operand_values, trap_message
-from capvisor.dsl.syntax import (
-    Agent,
-    Assert,
-    By,
-    Call,
-    Create,
-    Destroy,
-    Enter,
-    Expression,
-    Instruction,
-    Leave,
-    Program,
-    Region,
-    Register,
-    Result,
-    Text,
-    Violates,
-)
-from capvisor.dsl.system import constants_of, key_number, layout_of, policy_of
-from capvisor.model import system
-from capvisor.model.machine import Trap
-from capvisor.model.monitor import Monitor, Thread, ThreadList
-from capvisor.spec.cvm import (
-    ARGUMENT_REGISTERS,
-    CALLS,
-    CALLS_BY_NUMBER,
-    MONITOR,
-    NUMBER_REGISTER,
-    STACK_POINTER,
-    STORE_SLOTS,
-    Code,
-)
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Step
-from capvisor.spec.policy import MonitorPolicy
-
-CODE_REGISTER, DATA_REGISTER, INVOKED_DATA = 28, 29, 31
-"""Where a library loads the pair that it calls by, and where CInvoke leaves the data capability."""
-
-AT_THE_MONITOR, AT_AN_END = "monitor", "end"
-"""Whom a thread runs for while it is in the monitor, and when it has ended."""
+from capvisor.dsl.runner import Failure, Verdict, numbered
+from capvisor.dsl.syntax import By, Create, Destroy, Program, Violates
+from capvisor.dsl.system import constants_of, policy_of
+from capvisor.dsl.system_kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +32,8 @@ class SystemVerdict(Verdict):
     calls: int = 0
     refusals: int = 0
     violations: dict[str, Violation] = field(default_factory=dict)
-    costs: dict[str, Cost] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
+    """By mechanism: a dataclass of counts."""
 
 
 class Executed(NamedTuple):
@@ -85,31 +44,61 @@ class Executed(NamedTuple):
     text: str
     outcome: str
     crossing: tuple[str, str] | None
-    monitor: Monitor
-    thread: Thread | None
+    system: Any
+    """The reference's system after the step."""
+    thread: Any
+    """The thread of it that took the step, if one did."""
+
+
+class Watch(Protocol):
+    """Holds a system's steps against the invariants of its kind, one after the other, from the first on.
+
+    It is made with the steps of another run, which violated nothing: what this run begins with of them
+    needn't be looked at again.
+    """
+
+    taken: list[Any]
+    """The steps so far."""
+
+    def __init__(self, harmless: Sequence[Any] = ()) -> None: ...
+
+    def violated(self, step: Any) -> Sequence[Any]:
+        """The invariants that the step violates, and that no step before it did."""
 
 
 class Follower(Protocol):
-    """Does the steps of a run once more, on another implementation, and compares whole states after each."""
+    """Does the steps of a run once more, on another implementation; a kind's run knows how to tell it of them."""
 
     @property
     def compared(self) -> int:
         """How many states were compared."""
 
-    def instruction(self, thread: int, name: str, numbers: tuple[int, ...]) -> None:
-        """One instruction of a thread."""
-
-    def leave(self, thread: int) -> None:
-        """The second part of a call."""
-
-    def create(self, cvm_id: int, base: int, size: int, *, is_purecap: bool, outer: int) -> None:
-        """A cVM, and its first thread."""
-
-    def destroy(self, cvm_id: int) -> None:
-        """The end of a cVM."""
-
     def difference(self) -> str | None:
         """The first step whose states differ, and how; None where there is none."""
+
+
+class SystemRun(Protocol):
+    """A system while its program runs: what the class is that a kind names as its `runner`."""
+
+    line: int
+    """Where the statement stands that is executed."""
+
+    def __init__(
+        self,
+        program: Program,
+        values: Mapping[str, int],
+        policy: Any,
+        verdict: "SystemVerdict",
+        watch: Callable[["Executed"], None],
+        invariants: Any = None,
+        follower: Any = None,
+    ) -> None: ...
+
+    def set_up(self) -> None:
+        """Make what the system has at the start. Raises ProgramError where that is refused."""
+
+    def execute(self, statement: By | Create | Destroy) -> Failure | None:
+        """Execute a statement; what went wrong."""
 
 
 class AgentError(Exception):
@@ -119,7 +108,7 @@ class AgentError(Exception):
 def run_system(
     program: Program,
     values: dict[str, int],
-    policy: tuple[str, MonitorPolicy] | None = None,
+    policy: tuple[str, Any] | None = None,
     watch: Callable[[Executed], None] | None = None,
     follower: Follower | None = None,
 ) -> SystemVerdict:
@@ -131,7 +120,7 @@ def run_system(
     assert program.system is not None
     name, chosen = policy or policy_of(program.system)
     verdict = SystemVerdict(program, values, policy=name)
-    run = SystemRun(program, values | constants_of(program), chosen, verdict, watch or (lambda step: None), None, follower)
+    run = run_of(program, values, chosen, verdict, watch, None, follower)
     expected = next((each for each in program.statements if isinstance(each, Violates)), Violates(()))
     run.set_up()
     for line, statement in numbered(program):
@@ -143,7 +132,7 @@ def run_system(
             return verdict
     missing = [name for name in expected.names if name not in verdict.violations]
     if missing:
-        message = f"{_title(missing[0])} was to be violated, and holds at every step"
+        message = f"{_title(program, missing[0])} was to be violated, and holds at every step"
         verdict.failure = Failure(expected.position.line, "violation", message)
     return verdict
 
@@ -158,271 +147,27 @@ def _unexpected(verdict: SystemVerdict, expected: Violates) -> Failure | None:
     """A violation that the program doesn't expect."""
     for name, violation in verdict.violations.items():
         if name not in expected.names:
-            where = f"`{violation.statement}` violates {_title(name)} at {violation.place}"
-            message = f"{where}. {CVM_INVARIANTS[name].statement}"
-            return Failure(violation.line, "violation", message)
+            message = f"`{violation.statement}` violates {_title(verdict.program, name)} at {violation.place}"
+            return Failure(violation.line, "violation", message, kind_of(verdict.program).invariants[name].statement)
     return None
 
 
-def _title(name: str) -> str:
-    return f"{name} ({CVM_INVARIANTS[name].title})"
+def _title(program: Program, name: str) -> str:
+    return f"{name} ({kind_of(program).invariants[name].title})"
 
 
-class SystemRun:
-    """A system while its program runs."""
-
-    def __init__(
-        self,
-        program: Program,
-        values: Mapping[str, int],
-        policy: MonitorPolicy,
-        verdict: SystemVerdict,
-        watch: Callable[[Executed], None],
-        invariants: InvariantWatch | None = None,
-        follower: Follower | None = None,
-    ) -> None:
-        self._program, self._values, self._verdict, self._watch = program, values, verdict, watch
-        self._layout = layout_of(program).placed
-        self._names = {placed.number: name for name, placed in self._layout.items()}
-        self._memory = WatchedMemory(format_of(program), *memory_of(program))
-        self._all = ThreadList()
-        self.monitor = Monitor(self._memory, policy, threads=self._all)
-        self._costs = Costs(verdict.costs)
-        self._invariants = invariants or InvariantWatch()
-        self._follower = follower
-        self._threads: dict[Agent, Thread] = {}
-        self._agents: dict[int, Agent] = {}
-        """The name of each thread, by its number in the monitor."""
-        self.line = 0
-        self._statement = ""
-
-    def set_up(self) -> None:
-        """Create what the system has at the start. Raises ProgramError where the monitor refuses."""
-        assert self._program.system is not None
-        for region in self._program.system.regions:
-            self.line, self._statement = region.position.line, f"the start of {region.name}"
-            code = self._create(region)
-            if code is not Code.OK:
-                message = f"the monitor refuses to create `{region.name}`: {code.name}"
-                if code is Code.RANGE:
-                    message += (
-                        "; a region is in memory, has bounds that a capability can have, is disjoint from the others or "
-                        "nested in a hybrid one below its store, and has more than a store"
-                    )
-                raise ProgramError(message, region.position, self._program.source, self._program.text)
-
-    def execute(self, statement: By | Create | Destroy) -> Failure | None:
-        """Execute a statement; what went wrong."""
-        self._statement = " ".join(print_statement(statement).split())
-        try:
-            match statement:
-                case By(agent, action):
-                    return self._act(agent, action)
-                case Create(region, result):
-                    return self._answered(self._create(region), result)
-                case Destroy(name, result):
-                    code = self._deploy("destroy", f"destroy {name}", self._layout[name].number)
-                    if self._follower is not None:
-                        self._follower.destroy(self._layout[name].number)
-                    return self._answered(code, result)
-        except AgentError as error:
-            return Failure(self.line, "agent", f"`{self._statement}`: {error}")
-
-    # -- what agents do ----------------------------------------------------------------------------------------------------
-
-    def _act(self, agent: Agent, action: Instruction | Assert | Call | Enter | Leave) -> Failure | None:
-        thread = self._thread(agent)
-        view = HartView(thread.hart, self._values)
-        match action:
-            case Assert(condition):
-                self._verdict.assertions += 1
-                if not view.holds(condition):
-                    report = operand_report(condition, view)
-                    return Failure(self.line, "assertion", f"`assert {print_expression(condition)}` doesn't hold{report}")
-                return None
-            case Leave(result):
-                return self._answered(self._leave(thread), result)
-            case Instruction():
-                return self._guest_instruction(thread, view, action)
-            case Enter(name) if name not in CALLS:
-                self._enter_outer(thread, name)
-                return None
-            case Call(name, operands) | Enter(name, operands):
-                self._call(thread, view, name, operands)
-                return self._answered(self._leave(thread), action.result) if isinstance(action, Call) else None
-
-    def _thread(self, agent: Agent) -> Thread:
-        """The thread of that name."""
-        if agent not in self._threads:
-            raise AgentError("there is no such thread (yet)")
-        thread = self._threads[agent]
-        if not thread.is_live:
-            raise AgentError("the thread has ended")
-        return thread
-
-    def _check_runs(self, thread: Thread) -> None:
-        """A thread that is in the monitor, or waits, executes nothing."""
-        if thread.frame is not None:
-            raise AgentError("the thread is in the monitor: `leave` comes first")
-        if thread.waits:
-            raise AgentError("the thread waits for a call to be over")
-
-    def _guest_instruction(self, thread: Thread, view: HartView, instruction: Instruction) -> Failure | None:
-        self._check_runs(thread)
-        expected = view.expected(instruction)
-        numbers = operand_values(instruction, view)
-        trap = self._instruction(thread, instruction.name, numbers)
-        cause = None if trap is None else trap.cause.name
-        if cause != expected:
-            return Failure(self.line, "trap", trap_message(instruction, expected, cause))
-        return None
-
-    def _call(self, thread: Thread, view: HartView, name: str, operands: tuple[Expression | Text, ...]) -> None:
-        """The first part of a call: what the library does."""
-        self._check_runs(thread)
-        outer = self.monitor.regions[thread.domain].outer
-        if outer != MONITOR:
-            raise AgentError(f"its calls go to the cVM around it: `enter {self._names[outer]}`")
-        for register, operand in zip(ARGUMENT_REGISTERS, operands, strict=False):
-            if isinstance(operand, Register):
-                self._library(thread, name, "cmove", register, operand.number)
-            else:
-                value = key_number(operand.text) if isinstance(operand, Text) else evaluate(operand, view)
-                self._library(thread, name, "li", register, value)
-        self._library(thread, name, "li", NUMBER_REGISTER, CALLS[name].number)
-        self._invoke(thread, name)
-        if thread.frame is None:
-            raise AgentError("what the library has loaded from the capability store doesn't lead to the monitor")
-
-    def _enter_outer(self, thread: Thread, name: str) -> None:
-        """Invoke the pair of the cVM around a nested one, whose first instruction installs its data as DDC."""
-        self._check_runs(thread)
-        if self.monitor.regions[thread.domain].outer != self._layout[name].number:
-            raise AgentError(f"the thread doesn't run for a cVM nested in `{name}`")
-        self._invoke(thread, "")
-        self._library(thread, "", "cspecialrw", 0, 1, INVOKED_DATA)
-
-    def _invoke(self, thread: Thread, call: str) -> None:
-        """Load the sealed pair that a cVM calls by from its store, and invoke it."""
-        row, granule = self.monitor.regions[thread.domain], self.monitor.format.capability_bytes
-        store = row.top - len(STORE_SLOTS) * granule
-        for register, slot in ((CODE_REGISTER, "call code"), (DATA_REGISTER, "call data")):
-            address = store + STORE_SLOTS.index(slot) * granule
-            self._library(thread, call, "li", register, address)
-            if row.is_purecap:
-                self._library(thread, call, "csetaddr", register, STACK_POINTER, register)
-                self._library(thread, call, "clc", register, 0, register)
-            else:
-                self._library(thread, call, "lc.ddc", register, register)
-        self._library(thread, call, "cinvoke", CODE_REGISTER, DATA_REGISTER)
-
-    def _library(self, thread: Thread, call: str, name: str, *numbers: int) -> None:
-        """One instruction of the library for a call, "" for one of the outer cVM. Raises AgentError where it is refused."""
-        trap = self._instruction(thread, name, numbers, call)
-        if trap is not None:
-            text = " ".join(print_instruction(instruction_of(name, numbers)).split())
-            raise AgentError(f"the library can't make the call: `{text}`: {trap.cause.name}")
-
-    # -- steps -------------------------------------------------------------------------------------------------------------
-
-    def _instruction(self, thread: Thread, name: str, numbers: tuple[int, ...], call: str | None = None) -> Trap | None:
-        before = self._domain(thread)
-        self._memory.accesses.clear()
-        step, trap = system.instruction(self.monitor, thread, name, numbers)
-        if self._follower is not None:
-            self._follower.instruction(thread.number, name, numbers)
-        self._verdict.operations += 1
-        self._verdict.traps += trap is not None
-        if call is None and thread.frame is not None and thread.frame.number in CALLS_BY_NUMBER:
-            call = CALLS_BY_NUMBER[thread.frame.number].name
-        outcome = "" if trap is None else f"refused: {trap.cause.name}"
-        self._costs.instruction(self.monitor, thread, name, call, self._memory.accesses)
-        self._done(step, print_instruction(instruction_of(name, numbers)), outcome, before, call)
-        return trap
-
-    def _leave(self, thread: Thread) -> Code:
-        if thread.frame is None:
-            raise AgentError("the thread isn't in the monitor")
-        before = self._domain(thread)
-        self._memory.accesses.clear()
-        step, code = system.leave(self.monitor, thread)
-        if self._follower is not None:
-            self._follower.leave(thread.number)
-        self._verdict.calls += 1
-        self._verdict.refusals += code is not Code.OK
-        self._costs.call(step.name, self._memory.accesses)
-        self._done(step, step.name or "an unknown call", f"-> {_code_text(code)}", before, step.name)
-        return code
-
-    def _create(self, region: Region) -> Code:
-        """Create a cVM, and start its first thread."""
-        placed = self._layout[region.name]
-        code = self._deploy(
-            "create",
-            f"create {region.name}",
-            placed.number,
-            placed.base,
-            placed.size,
-            is_purecap=placed.is_purecap,
-            outer=placed.outer,
-        )
-        if self._follower is not None:
-            self._follower.create(placed.number, placed.base, placed.size, is_purecap=placed.is_purecap, outer=placed.outer)
-        if code is Code.OK:
-            self._threads = {agent: thread for agent, thread in self._threads.items() if agent.name != region.name}
-            self._deploy("start_thread", f"start {region.name}", placed.number, 0)
-        return code
-
-    def _deploy(self, name: str, text: str, *arguments: int, **options: int) -> Code:
-        step, result = system.deploy(self.monitor, name, *arguments, **options)
-        code = result if isinstance(result, Code) else Code.OK
-        self._done(step, text, f"-> {_code_text(code)}", "deployer", None)
-        return code
-
-    def _done(self, step: Step, text: str, outcome: str, before: str, call: str | None) -> None:
-        """After a step: threads that it started, invariants, costs, and whoever watches."""
-        started = list(self._name_threads())
-        thread: Thread | None = step.thread
-        agent = "deployer" if thread is None else _agent_text(self._agents[thread.number])
-        after = before if thread is None else self._domain(thread)
-        crossing = None if after == before else (before, after)
-        for found in self._invariants.violated(step):
-            threads = {number: _agent_text(agent) for number, agent in self._agents.items()}
-            place = describe_place(step, found.place, self._names, threads)
-            self._verdict.violations[found.invariant] = Violation(self.line, self._statement, place)
-        self._costs.crossed(call, (crossing is not None) + (len(started) if thread is not None else 0))
-        self._watch(Executed(self.line, agent, text, outcome, crossing, self.monitor, thread))
-        for other in started:
-            home = None if thread is None else (AT_THE_MONITOR, self._domain(other))
-            name = _agent_text(self._agents[other.number])
-            self._watch(Executed(self.line, name, "starts", "", home, self.monitor, other))
-
-    def _name_threads(self) -> Iterator[Thread]:
-        """Give the threads that are new their names: the cVM's, and how many it had before."""
-        for thread in self._all[len(self._agents) :]:
-            name = self._names[thread.home]
-            agent = Agent(name, 1 + sum(each.name == name for each in self._threads))
-            self._threads[agent] = thread
-            self._agents[thread.number] = agent
-            yield thread
-
-    def _domain(self, thread: Thread) -> str:
-        """Whom a thread runs for."""
-        if not thread.is_live:
-            return AT_AN_END
-        return self._names[thread.domain] if thread.frame is None else AT_THE_MONITOR
-
-    def _answered(self, code: Code, result: Result | None) -> Failure | None:
-        """Whether a call was answered as the program says; `ok` if it says nothing."""
-        expected = Code.OK if result is None else Code[result.code]
-        if code is expected:
-            return None
-        return Failure(self.line, "result", f"`{self._statement}`: {_code_text(code)}, {_code_text(expected)} expected")
-
-
-def _code_text(code: Code) -> str:
-    return "ok" if code is Code.OK else f"refused {code.name}"
-
-
-def _agent_text(agent: Agent) -> str:
-    return agent.name if agent.thread == 1 else f"{agent.name}/{agent.thread}"
+def run_of(
+    program: Program,
+    values: Mapping[str, int],
+    policy: Any,
+    verdict: SystemVerdict,
+    watch: Callable[[Executed], None] | None = None,
+    invariants: Watch | None = None,
+    follower: Follower | None = None,
+) -> SystemRun:
+    """The run of a program on a system of its kind, not set up yet."""
+    known = {**values, **constants_of(program)}
+    run: SystemRun = resolve_name(kind_of(program).runner)(
+        program, known, policy, verdict, watch or (lambda _step: None), invariants, follower
+    )
+    return run

@@ -107,6 +107,18 @@ _ABSTRACT: dict[str, Callable[..., Any]] = {
 BOUNDS_LEMMAS = ("bounds.types",)
 
 
+def of_known(cap: Capability) -> Any:
+    """What the functions of bounds give for a capability of plain bits, where they stand for any functions.
+
+    It isn't executed by itself where such a capability is read back from a symbolic memory.
+    """
+    fmt, bits = cap.format, cap.meta & cap.format.bounds.in_place
+    low, high = any_function("decode_bounds", fmt, (bits, cap.address), (fmt.address_width, fmt.address_width + 1))
+    (valid,) = any_function("bounds_are_valid", fmt, (bits,), (0,))
+    base, top = cap.bounds
+    return (low == base) & (high == top) & (valid == bounds.bounds_are_valid(fmt, cap.meta))
+
+
 @contextmanager
 def in_force(given: Given) -> Iterator[None]:
     """Let every derivation tell `given` what its theorems say of it."""

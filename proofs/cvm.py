@@ -14,14 +14,15 @@ import z3
 
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model import system
-from capvisor.proofs import contracts, lazy, solve, symbolic
+from capvisor.proofs import contracts, cvm_guest, lazy, solve, symbolic
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
 from capvisor.proofs.state import any_operands
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given
 from capvisor.spec.cvm import CALLS, Code
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Place, Step
+from capvisor.spec.cvm_invariants import CVM_INVARIANTS, SOUND, Place, Step
 from capvisor.spec.formats import FORMATS, CapabilityFormat
+from capvisor.spec.guest import APART
 from capvisor.spec.operations import OPERATIONS
 from capvisor.spec.policy import INTENDED, MonitorPolicy
 
@@ -30,13 +31,28 @@ assert _rules
 DEPLOYER = ("create", "destroy", "start_thread")
 
 
+BASE = "start"
+"""The base case among the steps: a system without cVMs, and memory that holds anything sound."""
+
+
 def steps() -> dict[str, str]:
-    """All steps, by name, with their kind."""
+    """The steps that are all of them, by name, with their kind."""
     return {
-        **dict.fromkeys(OPERATIONS, "instruction"),
+        BASE: "base",
+        cvm_guest.NAME: "instruction",
+        APART: "instruction",
         **dict.fromkeys(CALLS, "leave"),
         **dict.fromkeys(DEPLOYER, "deploy"),
     }
+
+
+def all_steps() -> dict[str, str]:
+    """Those, and each instruction by itself: what is proved of any guest's step can be proved of it directly."""
+    return {**steps(), **dict.fromkeys(OPERATIONS, "instruction")}
+
+
+KEPT = {**CVM_INVARIANTS, SOUND.name: SOUND}
+"""What each step is to keep."""
 
 
 Cases = dict[str, tuple[z3.BoolRef, ...]]
@@ -54,12 +70,20 @@ class Way:
     looked_at: tuple[z3.BoolRef, ...]
     """The conditions on which the cVM of a place is one that the step looked at."""
     is_completed: bool
+    labels: tuple[str, ...]
+    """Of each condition, which invariant it supposes, if any."""
+    guards: frozenset[str]
+    """The guards of the policy that were looked at."""
 
 
 def take(monitor: AnyMonitor, name: str) -> Iterator[Step]:
     """The step of that name, after the state before it has been kept."""
     given, fmt = monitor.given, monitor.format
-    kind = steps()[name]
+    kind = all_steps()[name]
+    if kind == "base":
+        monitor.without_cvms()
+        yield Step(monitor, "deploy", name)
+        return
     if kind == "deploy":
         monitor.any_thread("other_")
         _inside(monitor)
@@ -85,6 +109,10 @@ def take(monitor: AnyMonitor, name: str) -> Iterator[Step]:
         # What a call's arguments name is checked as the call is entered; how it is refused is a matter of its second part.
         vars(monitor)["refusal"] = lambda _number, _caller, _words: Code.OK
         monitor.begin()
+        if name == cvm_guest.NAME:
+            vars(thread.hart)["step"] = cvm_guest.any_step(monitor, thread)
+            yield system.instruction(monitor, thread, name, ())[0]
+            return
         yield system.instruction(monitor, thread, name, any_operands(fmt, given, name))[0]
         return
     thread.frame = any_frame(monitor, thread, CALLS[name].number)
@@ -104,35 +132,41 @@ def _inside(monitor: AnyMonitor) -> None:
 
 def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tuple[str, ...]) -> list[Way]:
     """Every way through a step, with the goals of some invariants."""
-    attempts: list[Given] = []
+    attempts: list[AnyMonitor] = []
 
-    def run() -> tuple[bool, dict[str, Any], Cases, tuple[z3.BoolRef, ...]]:
+    def run() -> tuple[bool, dict[str, tuple[z3.BoolRef, ...]], Cases, tuple[z3.BoolRef, ...]]:
         given = Given(is_abstract=True)
-        attempts.append(given)
         with contracts.in_force(given):
             monitor = AnyMonitor(fmt, given, policy, [each for each in INDUCTIVE if each in invariants])
+            attempts.append(monitor)
             any_cvm, other = given.word("any_cvm", 16), given.word("any_other", 16)
             register, granule = given.word("any_register", 5), given.word("any_granule", 64)
             given.assume(granule < monitor.memory.size_bytes >> fmt.granule_shift)
+            monitor.any_register, monitor.any_granule = register, granule
             monitor.any_grant = given.word("any_grant", 64)
             (step,) = take(monitor, name)
-            monitor.suppose(Place(any_cvm, other, granule=granule, grant=monitor.any_grant))
+            if name != BASE:
+                monitor.suppose(Place(any_cvm, other, granule=granule, grant=monitor.any_grant))
             threads = [*monitor.threads.looked_at, *monitor.threads.started]  # type: ignore[attr-defined]
             places = [Place(any_cvm, other, granule=granule, grant=monitor.any_grant)]
             places += [Place(each.domain, any_cvm, each, register, grant=monitor.any_grant) for each in threads]
             goals = {}
             for each in invariants:
                 asked = places[:1] if each in _OF_TABLES else places
-                goals[each] = tuple(CVM_INVARIANTS[each].holds(step, place) for place in asked)
+                goals[each] = tuple(KEPT[each].holds(step, place) for place in asked)
             looked_at = tuple(term_of(any_cvm == each) for each in monitor.cvms if each is not any_cvm)
-            return step.is_completed, goals, cases(monitor, any_cvm, other, register, granule), looked_at
+            parts = _parts(goals, monitor.about)
+            return step.is_completed, parts, cases(monitor, any_cvm, other, register, granule), looked_at
 
     paths = symbolic.explore(run, most=2000)
     found = []
-    for path, given in zip(paths, attempts, strict=True):
+    for path, monitor in zip(paths, attempts, strict=True):
         completed, goals, split, looked_at = path.result
-        supposed = (term_of(condition) for condition in given.assumptions)
-        found.append(Way((*path.conditions, *supposed), _parts(goals), split, looked_at, completed))
+        assumptions = monitor.given.assumptions
+        supposed = (term_of(condition) for condition in assumptions)
+        labels = ("",) * len(path.conditions) + tuple(monitor.labels.get(number, "") for number in range(len(assumptions)))
+        conditions, guards = (*path.conditions, *supposed), frozenset(monitor.guards.seen)
+        found.append(Way(conditions, goals, split, looked_at, completed, labels, guards))
     return found
 
 
@@ -160,20 +194,21 @@ def cases(monitor: AnyMonitor, any_cvm: Any, other: Any, register: Any, granule:
     for name, symbol, numbers in written:
         terms = [z3.simplify(term_of(symbol == number)) for number in numbers]
         found[name] = tuple({term.get_id(): term for term in terms if not z3.is_false(term)}.values())
-    return found
+    return found | {name: tuple(map(term_of, conditions)) for name, conditions in monitor.cases.items()}
 
 
 def _split(way: Way, goal: z3.BoolRef, depth: int) -> Iterator[tuple[z3.BoolRef, ...]]:
-    """The cases in which a goal is asked.
+    """The cases in which a goal is asked that is too much at once.
 
-    At depth 0 there is one; at 1, each symbol of its place is one that was written to, the first such, or none; at 2, the
-    place's cVM is moreover one that the step looked at, or none.
+    At depth 1, each symbol of its place is one that was written to, the first such, or none; at 2, the place's cVM is one
+    that the step looked at, or none.
     """
     names = lazy.symbols(goal)
-    concerned = {name for name in way.cases if name in names and (name != "any_granule" or "memory_tags" in names)}
-    ways_to_be = [_one_of(conditions) for name, conditions in way.cases.items() if name in concerned and depth]
-    if depth > 1 and "any_cvm" in names:
-        ways_to_be.append(_one_of(way.looked_at))
+    if depth == 1:
+        concerned = {name for name in way.cases if name in names and (name != "any_granule" or "memory_tags" in names)}
+        ways_to_be = [_one_of(conditions) for name, conditions in way.cases.items() if name in concerned]
+    else:
+        ways_to_be = [_one_of(way.looked_at)] if "any_cvm" in names else []
     for chosen in itertools.product(*ways_to_be):
         yield tuple(itertools.chain.from_iterable(chosen))
 
@@ -184,12 +219,14 @@ def _one_of(conditions: tuple[z3.BoolRef, ...]) -> list[tuple[z3.BoolRef, ...]]:
     return [(*none[:place], each) for place, each in enumerate(conditions)] + [tuple(none)]
 
 
-def _parts(goals: dict[str, tuple[Any, ...]]) -> dict[str, tuple[z3.BoolRef, ...]]:
-    """The parts of goals, none twice."""
+def _parts(goals: dict[str, tuple[Any, ...]], about: str) -> dict[str, tuple[z3.BoolRef, ...]]:
+    """The parts of goals, none twice, and none that another way is about."""
     seen: set[int] = set()
+    others = set(cvm_guest.PLACES) - {about} if about else set[str]()
     found: dict[str, tuple[z3.BoolRef, ...]] = {}
     for name, places in goals.items():
         parts = [part for place in places for part in lazy.conjuncts(term_of(place))]
+        parts = [part for part in parts if not others & lazy.symbols(part)]
         found[name] = tuple(part for part in parts if part.get_id() not in seen and not seen.add(part.get_id()))
     return found
 
@@ -198,45 +235,86 @@ FIRST = "C1"
 """The invariant that is asked first, and then known when the others are: C8 and C14 follow from it."""
 
 
-def answers(
+@dataclass(frozen=True)
+class Kept:
+    """Whether an invariant is kept in a step ("unsat": it can't fall), and which invariants were used in showing it."""
+
+    result: str
+    seconds: float = 0.0
+    reason: str = ""
+    leans_on: frozenset[str] = frozenset()
+
+    def and_also(self, answer: solve.Answer, leant_on: set[str]) -> "Kept":
+        """With one more part: the worst of the two."""
+        worst: Any = self if answer.result == "unsat" or self.result == "sat" else answer
+        return Kept(worst.result, self.seconds + answer.seconds, worst.reason, self.leans_on | leant_on)
+
+
+@dataclass(frozen=True)
+class Proved:
+    """What was found of a step."""
+
+    kept: dict[str, Kept]
+    guards: frozenset[str]
+    """The guards that the step looked at."""
+
+
+def prove(
     name: str,
     fmt: str,
     policy: MonitorPolicy = INTENDED,
-    invariants: tuple[str, ...] = tuple(CVM_INVARIANTS),
+    invariants: tuple[str, ...] = tuple(KEPT),
     timeout_s: float = 60,
     asked: tuple[str, ...] = (),
-) -> dict[str, solve.Answer]:
-    """Whether each invariant can fall in a step: "unsat" if not on any way, at any place.
+) -> Proved:
+    """Whether each invariant is kept in a step, on every way, at any place.
 
     All of `invariants` are supposed before the step; those in `asked` are asked after it, or all.
     """
-    result = dict.fromkeys(asked or invariants, solve.Answer("unsat", 0.0))
+    result = dict.fromkeys(asked or invariants, Kept("unsat"))
+    guards: frozenset[str] = frozenset()
     for way in ways(name, FORMATS[fmt], policy, invariants):
-        question = lazy.Question(way.conditions)
+        guards |= way.guards
+        question = lazy.Question(way.conditions, way.labels)
         for each in sorted(result, key=lambda each: each != FIRST):
             for goal in way.goals[each]:
+                question.leant_on.clear()
                 answer = _ask(way, question, goal, timeout_s)
-                known = result[each]
-                worst = known if answer.result == "unsat" or known.result == "sat" else answer
-                result[each] = replace(worst, seconds=known.seconds + answer.seconds)
+                leant_on = {label for label in question.leant_on if label != _AFTER}
+                if _AFTER in question.leant_on:
+                    leant_on |= result[FIRST].leans_on
+                result[each] = result[each].and_also(answer, leant_on)
                 if each == FIRST and answer.result == "unsat":
-                    question.suppose(goal)
-    return result
+                    question.suppose(goal, _AFTER)
+    return Proved(result, guards)
 
 
-_BRIEFLY_S = (1.0, 5.0)
-"""How long a goal is asked without cases, and in few, before it is split further."""
+_AFTER = "after"
+"""The label of what was proved of the first invariant after the step."""
+
+
+_BRIEFLY_S = (1.0, 8.0)
+"""How long a goal is asked at once, and in few cases, before those that gave no answer are split further."""
 
 
 def _ask(way: Way, question: lazy.Question, goal: z3.BoolRef, timeout_s: float) -> solve.Answer:
     """Whether a goal can fall: asked at once, then in ever more cases, where that gives no answer."""
     seconds = 0.0
+    pending: list[tuple[z3.BoolRef, ...]] = [()]
     for depth, limit in enumerate((*_BRIEFLY_S, timeout_s)):
-        for case in _split(way, goal, depth):
+        if depth:
+            pending = [(*case, *more) for case in pending for more in _split(way, goal, depth)]
+        open_cases = []
+        for case in pending:
             answer = question.ask(goal, min(limit, timeout_s), case)
             seconds += answer.seconds
-            if answer.result != "unsat":
-                break
-        if answer.result != "unknown":
+            if answer.result == "sat":
+                return replace(answer, seconds=seconds)
+            if answer.result == "unknown":
+                open_cases.append(case)
+                if limit >= timeout_s:
+                    return replace(answer, seconds=seconds)
+        if not open_cases:
             break
-    return replace(answer, seconds=seconds)
+        pending = open_cases
+    return replace(answer, result="unsat", seconds=seconds)

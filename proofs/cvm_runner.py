@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from capvisor.proofs import cvm, solve
+from capvisor.proofs import cvm, cvm_guest, isa, matrix, runner, solve
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.matrix import sources
-from capvisor.proofs.runner import Workers
+from capvisor.proofs.runner import Outcome, Settings, Verdict, Workers
 from capvisor.proofs.solve import Answer
+from capvisor.proofs.theorem import Obligation, obligations
+from capvisor.spec.guest import GUEST_STEP
 from capvisor.spec.policy import MonitorPolicy
 
 
@@ -23,6 +25,10 @@ class StepOutcome:
     seconds: float
     reason: str = ""
     """Why there is no answer, where there is none."""
+    leans_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each invariant that is kept, which were used of those that are supposed before the step."""
+    guards: tuple[str, ...] = ()
+    """The guards that the step looks at."""
 
     @property
     def is_proved(self) -> bool:
@@ -30,14 +36,18 @@ class StepOutcome:
         return bool(self.answers) and all(answer == "unsat" for answer in self.answers.values())
 
 
-def prove_step(step: str, fmt: str, policy: MonitorPolicy, timeout_s: float) -> StepOutcome:
+def prove_step(
+    step: str, fmt: str, policy: MonitorPolicy, timeout_s: float, invariants: tuple[str, ...] = tuple(cvm.KEPT)
+) -> StepOutcome:
     """Ask of every invariant whether it can fall in a step."""
     try:
-        found = cvm.answers(step, fmt, policy, timeout_s=timeout_s)
+        found = cvm.prove(step, fmt, policy, invariants, timeout_s)
     except Exception as error:
         return StepOutcome(step, fmt, {}, 0.0, f"{type(error).__name__}: {error}")
-    seconds = sum(answer.seconds for answer in found.values())
-    return StepOutcome(step, fmt, {name: answer.result for name, answer in found.items()}, seconds)
+    seconds = sum(each.seconds for each in found.kept.values())
+    answers = {name: each.result for name, each in found.kept.items()}
+    leans_on = {name: tuple(sorted(each.leans_on)) for name, each in found.kept.items()}
+    return StepOutcome(step, fmt, answers, seconds, "", leans_on, tuple(sorted(found.guards)))
 
 
 def prove(
@@ -46,9 +56,12 @@ def prove(
     timeout_s: float,
     workers: int,
     cache: Cache | None,
-    finished: Callable[[StepOutcome], None],
+    finished: Callable[[], None],
 ) -> tuple[list[StepOutcome], bool]:
-    """Prove steps, each of a format; the outcomes so far, and whether Ctrl-C ended it early."""
+    """Prove steps, each of a format, and what they lean on; the outcomes so far, and whether Ctrl-C ended it early.
+
+    `finished` is called as often as `count` says.
+    """
     outcomes: dict[tuple[str, str], StepOutcome] = {}
     waiting: dict[Future[StepOutcome], tuple[str, str]] = {}
     pool = Workers(workers)
@@ -56,13 +69,13 @@ def prove(
 
     def done(outcome: StepOutcome) -> None:
         outcomes[outcome.step, outcome.format] = outcome
-        finished(outcome)
+        finished()
 
     try:
         for step, fmt in steps:
             kept = cache.get(_key(step, fmt, policy)) if cache is not None else None
             if kept is not None:
-                done(StepOutcome(step, fmt, dict.fromkeys(cvm.CVM_INVARIANTS, "unsat"), kept.seconds))
+                done(_recalled(step, fmt, kept))
             else:
                 waiting[pool.submit(prove_step, step, fmt, policy, timeout_s)] = step, fmt
         for future in as_completed(waiting):
@@ -71,13 +84,74 @@ def prove(
             except BrokenProcessPool:
                 outcome = StepOutcome(*waiting[future], {}, 0.0, "a worker process was killed (out of memory?)")
             if outcome.is_proved and cache is not None:
-                cache.put(_key(outcome.step, outcome.format, policy), Answer("unsat", outcome.seconds))
+                cache.put(_key(outcome.step, outcome.format, policy), _to_keep(outcome))
             done(outcome)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         pool.stop(at_once=interrupted)
-    return [outcomes[each] for each in steps if each in outcomes], interrupted
+    unproved: dict[str, str] = {}
+    if not interrupted:
+        settings = Settings(timeout_s=max(timeout_s, Settings.timeout_s), workers=workers, cache=cache)
+        unproved, interrupted = prove_lemmas(lemmas(steps), settings, finished)
+    return [leaning(outcomes[each], unproved) for each in steps if each in outcomes], interrupted
+
+
+def lemmas(steps: Sequence[tuple[str, str]]) -> list[Obligation]:
+    """What steps lean on: of any guest's step, M11 of every operation that it stands for; of all, what is minted."""
+    formats = [fmt for step, fmt in steps if step == cvm_guest.NAME]
+    names = (f"{isa.PREFIX}.{name}.{GUEST_STEP.name}.{fmt}" for fmt in formats for name in cvm_guest.STANDS_FOR)
+    cells = [isa.cells()[name] for name in names if name in isa.cells()]
+    minted = sorted({f"monitor.mint.{fmt}" for _step, fmt in steps})
+    return [*(obligations()[name] for name in minted), *cells]
+
+
+def _to_keep(outcome: StepOutcome) -> Answer:
+    """A proved step as an answer: what it leans on and looks at are its values' names."""
+    leans = (f"{name} {other}" for name, others in outcome.leans_on.items() for other in others)
+    return Answer("unsat", outcome.seconds, dict.fromkeys((*leans, *outcome.guards), 1))
+
+
+def _recalled(step: str, fmt: str, kept: Answer) -> StepOutcome:
+    pairs = [name.partition(" ") for name in kept.values or {}]
+    leans_on = {name: tuple(other for one, _gap, other in pairs if one == name and other) for name in cvm.KEPT}
+    guards = tuple(name for name, gap, _other in pairs if not gap)
+    return StepOutcome(step, fmt, dict.fromkeys(cvm.KEPT, "unsat"), kept.seconds, "", leans_on, guards)
+
+
+def count(steps: Sequence[tuple[str, str]]) -> int:
+    """How much there is to prove: the steps, and what they lean on."""
+    return len(steps) + len(lemmas(steps))
+
+
+def prove_lemmas(
+    chosen: Sequence[Obligation], settings: Settings, finished: Callable[[], None] = lambda: None
+) -> tuple[dict[str, str], bool]:
+    """Prove what steps lean on, and all that this leans on: what isn't proved, with why; whether Ctrl-C ended it early."""
+    cells = [each for each in chosen if isa.is_cell(each)]
+    others = [each for each in chosen if not isa.is_cell(each)]
+    wanted = {each.id for each in chosen}
+
+    def tell(outcome: Outcome) -> None:
+        if outcome.obligation.id in wanted:
+            finished()
+
+    outcomes, interrupted = runner.prove(others, settings, tell)
+    if cells and not interrupted:
+        more, interrupted = matrix.prove(cells, settings, tell)
+        outcomes += more
+    proved = {each.obligation.id: each.verdict is Verdict.PROVED for each in outcomes}
+    reasons = {each.obligation.id: each.reason or each.verdict.name for each in outcomes}
+    return {name: reasons.get(name, "not asked") for name in wanted if not proved.get(name)}, interrupted
+
+
+def leaning(outcome: StepOutcome, unproved: dict[str, str]) -> StepOutcome:
+    """A step's outcome, given which lemmas aren't proved."""
+    missing = sorted(each.id for each in lemmas([(outcome.step, outcome.format)]) if each.id in unproved)
+    if not missing:
+        return outcome
+    reason = f"leans on what isn't proved: {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}"
+    return replace(outcome, answers=dict.fromkeys(outcome.answers, "unknown"), reason=reason)
 
 
 def _key(step: str, fmt: str, policy: MonitorPolicy) -> str:

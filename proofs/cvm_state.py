@@ -16,6 +16,7 @@ from capvisor.model.capability import Capability
 from capvisor.model.memory import Memory
 from capvisor.model.monitor import Frame, Grant, Monitor, Portal, Region, Slot, Thread
 from capvisor.model.observation import ObservedMemory
+from capvisor.proofs import contracts
 from capvisor.proofs.contracts import any_function
 from capvisor.proofs.state import AnyStore, ArrayRegisters, any_extent, any_hart
 from capvisor.proofs.symbolic import SymBool, SymInt, as_int, select
@@ -182,6 +183,18 @@ class SymbolicThreads:
             action(thread)
 
 
+class Guards:
+    """A policy that records which of its guards are looked at."""
+
+    def __init__(self, policy: MonitorPolicy) -> None:
+        self._policy = policy
+        self.seen: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.seen.add(name)
+        return getattr(self._policy, name)
+
+
 class AnyMonitor(Monitor):
     """The reference's monitor in any state that the invariants allow."""
 
@@ -189,6 +202,9 @@ class AnyMonitor(Monitor):
         self.given, self.supposed = given, tuple(invariants)
         self.format = fmt
         self._count = 0
+        self.cases = {}
+        self.labels: dict[int, str] = {}
+        """Which invariant an assumption is, by its number among all."""
         self.cvms: list[Any] = []
         """The cVMs whose regions are looked at."""
         self._grants: list[Any] = []
@@ -199,14 +215,17 @@ class AnyMonitor(Monitor):
         self._supposed_at: set[tuple[Any, ...]] = set()
         self._first: Any = None
         self._first_threads: dict[int, Any] = {}
+        self.guards = Guards(policy)
         super().__init__(
             ObservedMemory(fmt, *any_extent(fmt, given), GuestStore(fmt, given)),
-            policy,
+            self.guards,  # type: ignore[arg-type]
             lambda name, _empty: Table(self, name),
             SymbolicThreads(self),
             make_hart=self.new_hart,
         )
         given.assume(self.memory.base + self.memory.size_bytes <= fmt.address_space)
+        for cap in self.monitor_pair():
+            given.assume(contracts.of_known(cap))
 
     # -- symbols -----------------------------------------------------------------------------------------------------------
 
@@ -240,6 +259,19 @@ class AnyMonitor(Monitor):
         self.threads.looked_at.append(thread)  # type: ignore[attr-defined]
         return thread
 
+    def without_cvms(self) -> None:
+        """The system before anything has been created: all tables are empty."""
+        empty = {
+            "regions": Region(),
+            "grants": Grant(),
+            "slots": Slot(),
+            "held": False,
+            "portals": Portal(),
+            "probed": False,
+        }
+        for name, row in empty.items():
+            setattr(self, name, _Empty(row))
+
     # -- hypotheses --------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -266,6 +298,7 @@ class AnyMonitor(Monitor):
                 Place(thread.domain, thread=thread, register=register, grant=self.any_grant)
             )
             self.looks_at("regions", thread.home)
+            self.looks_at("portals", thread.portal)
             self.suppose(Place(thread.domain, thread=thread, grant=self.any_grant))
         self.memory.store.on_read = self._read_granule  # type: ignore[attr-defined]
 
@@ -274,7 +307,13 @@ class AnyMonitor(Monitor):
             self.suppose(Place(self._first_threads[id(thread)].domain, granule=index, grant=self.any_grant))
 
     any_grant: Any = 0
-    """The grant at the place that a goal is about."""
+    any_register: Any = 0
+    any_granule: Any = 0
+    """The place that a goal is about."""
+    about: str = ""
+    """The symbol of what goals are about on this way, where that is only one of several places that the step wrote to."""
+    cases: dict[str, tuple[Any, ...]]
+    """Of symbols, the conditions in each of which a goal on it may be asked."""
 
     def _any_grant(self, cap: Capability) -> Iterable[Any]:
         """In a hypothesis: the grant that a capability of a cVM's is within, a function of the two."""
@@ -284,8 +323,9 @@ class AnyMonitor(Monitor):
         return (witness,)
 
     def grants_of(self, _cap: Capability) -> Iterable[Any]:
-        """In a goal: all grants that are known of."""
-        return tuple(self._witnesses)
+        """In a goal: all grants that are known of, those that the step looked at among them."""
+        others = (each for each in self._grants if not any(_is_same(each, known) for known in self._witnesses))
+        return (*self._witnesses, *others)
 
     _holder: Any = 0
     """The cVM that hypotheses are about at the moment."""
@@ -295,14 +335,13 @@ class AnyMonitor(Monitor):
         thread = None if place.thread is None else self._first_threads.get(id(place.thread))
         if place.thread is not None and thread is None:
             return
-        key = tuple(_key(part) for part in place)
+        key = tuple(key_of(part) for part in place)
         if key in self._supposed_at:
             return
         self._supposed_at.add(key)
         known, self._holder = len(self._witnesses), place.cvm
         step = Step(self._first, "instruction", "")
-        for name in self.supposed:
-            self.given.assume(CVM_INVARIANTS[name].holds(step, place._replace(thread=thread)))
+        self._assume(self.supposed, step, place._replace(thread=thread))
         self.looks_at("regions", place.cvm)
         if place.granule is not None:
             self._witnesses.append(self._first.slots[place.granule].grant)
@@ -334,7 +373,9 @@ class AnyMonitor(Monitor):
     def _assume(self, names: Iterable[str], step: Step, place: Place) -> None:
         for name in names:
             if name in self.supposed:
-                self.given.assume(CVM_INVARIANTS[name].holds(step, place))
+                supposed = CVM_INVARIANTS[name].holds(step, place)
+                self.labels[len(self.given.assumptions)] = name
+                self.given.assume(supposed)
 
     def promise(self, table: str, holds: Callable[[Any], Any]) -> None:
         """Something holds of every row of a table."""
@@ -349,7 +390,7 @@ class AnyMonitor(Monitor):
         fmt = self.format
         if isinstance(base, int) and isinstance(size, int):
             return super().mint(base, size, permissions)
-        key = (_key(base), _key(size), int(permissions))
+        key = (key_of(base), key_of(size), int(permissions))
         if key in self._minted:
             return self._minted[key]
         (exact,) = any_function("mint_exact", fmt, (base, size), (0,))
@@ -366,6 +407,17 @@ class AnyMonitor(Monitor):
 _OF_GRANTS = ("C9", "C16", "C19")
 
 
+class _Empty:
+    """A table of which no row has been written."""
+
+    def __init__(self, row: Any) -> None:
+        self._row = row
+        self.written: tuple[Any, ...] = ()
+
+    def __getitem__(self, _number: Any) -> Any:
+        return self._row
+
+
 class _Plain:
     """A table's rows as they were at first."""
 
@@ -374,7 +426,7 @@ class _Plain:
         self._known: dict[Any, Any] = {}
 
     def __getitem__(self, number: Any) -> Any:
-        key = tuple(map(_key, number)) if isinstance(number, tuple) else _key(number)
+        key = tuple(map(key_of, number)) if isinstance(number, tuple) else key_of(number)
         if key not in self._known:
             self._known[key] = self._rows.get(number)
         return self._known[key]
@@ -395,7 +447,7 @@ def _with_sweeps(hart: Any) -> Any:
     return hart
 
 
-def _key(part: Any) -> Any:
+def key_of(part: Any) -> Any:
     """What tells parts of a place apart: a term, an object, a number."""
     if isinstance(part, SymInt):
         return part.at(INDEX_BITS + 2)

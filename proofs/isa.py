@@ -1,4 +1,4 @@
-"""Theorems on whole instructions: every operation of the table, against every invariant of `spec.invariants`.
+"""Theorems on whole instructions: every operation of the table, against every invariant of `spec.invariants`, and M11.
 
 A cell of that matrix says that an operation keeps an invariant: it is executed once, by the reference, from any state with
 any operands (`proofs.state`), along all its ways; the invariant is asked of each. Contracts stand for the algebra of bounds
@@ -26,6 +26,7 @@ from capvisor.proofs.state import any_hart, any_operands, any_place
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given, Obligation, Theorem
 from capvisor.spec.formats import FORMATS, CapabilityFormat, Permission
+from capvisor.spec.guest import GUEST_STEP
 from capvisor.spec.invariants import INVARIANTS, Place, authorises
 from capvisor.spec.operations import OPERATIONS
 
@@ -36,6 +37,9 @@ FETCH = "fetch"
 
 _EXECUTED = "fence"
 PREFIX = "isa"
+KEPT = {**INVARIANTS, GUEST_STEP.name: GUEST_STEP}
+"""What every operation is to keep: the invariants, and what proofs about guests rest on."""
+
 _SCOPE = (
     "any state that the invariant of tagged capabilities allows, any registers (equal ones and c0 included), "
     "any immediates, any memory of whole granules; pc even; one step"
@@ -58,7 +62,8 @@ def executed(row: str) -> str:
 
 def columns() -> dict[str, str]:
     """The columns of the matrix, with what each says: the invariants, and that the fast path's step is the same."""
-    return {**{row.name: row.statement for row in INVARIANTS.values()}, machine.NAME: machine.STATEMENT}
+    statements = {**{row.name: row.statement for row in KEPT.values()}, machine.NAME: machine.STATEMENT}
+    return {name: statements[name] for name in sorted(statements, key=lambda name: int(name[1:]))}
 
 
 @functools.cache
@@ -67,7 +72,7 @@ def cells() -> dict[str, Obligation]:
     found = {}
     for name, formats in rows().items():
         uses = contracts.lemmas_for([executed(name)])
-        for invariant in INVARIANTS.values():
+        for invariant in KEPT.values():
             theorem = Theorem(
                 f"{PREFIX}.{name}.{invariant.name}",
                 f"{name}: {invariant.statement}",
@@ -107,6 +112,8 @@ TEETH: dict[tuple[str, str], tuple[str, ...]] = {
     ("candperm", "M8"): ("andperm-wide",),
     ("csrrw", "M9"): ("system-registers-open",),
     ("add", machine.NAME): ("add-subtracts",),
+    ("csetbounds", GUEST_STEP.name): ("setbounds-unchecked",),
+    ("csc", GUEST_STEP.name): ("store-any-capability",),
 }
 """Changes to the code that must make a cell fall: for every column of the matrix, in one of its rows or more."""
 
@@ -158,7 +165,7 @@ def take(hart: ObservedHart, row: str, operands: tuple[Any, ...]) -> Step:
 
 def holds(row: str, invariant: str, step: Step, place: Place) -> Any:
     """Whether an invariant holds of a row's step; of the fetch, M2 says moreover what it takes to be executed."""
-    kept = INVARIANTS[invariant].holds(step, place)
+    kept = KEPT[invariant].holds(step, place)
     if row != FETCH or invariant != "M2" or step.trap is not None:
         return kept
     pcc, pc = step.before.special["pcc"], step.before.numbers["pc"]

@@ -6,6 +6,7 @@ or none is broken, which refutes it. Reads of arrays and results of functions ar
 arguments give equal results is added in the same way, where values break it: what the solver sees is bits alone.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -104,16 +105,28 @@ class _Flat:
 class Question:
     """Hypotheses, of which goals are asked one by one."""
 
-    def __init__(self, hypotheses: Iterable[z3.BoolRef]) -> None:
+    def __init__(self, hypotheses: Iterable[z3.BoolRef], labels: Iterable[str] = ()) -> None:
+        """A label says where a hypothesis is from; without labels, nothing is said of that."""
         self._flat = _Flat()
         self._symbols: dict[int, tuple[z3.ExprRef, frozenset[int]]] = {}
-        parts = {part.get_id(): part for each in hypotheses for part in conjuncts(each)}
-        flat = (z3.simplify(self._flat.term(each)) for each in parts.values())
-        self._hypotheses = [each for each in flat if not z3.is_true(each)]
+        self._hypotheses: list[z3.BoolRef] = []
+        self._labels: dict[int, str] = {}
+        self.leant_on: set[str] = set()
+        """The labels of what has been used in answers so far."""
+        seen: set[int] = set()
+        for each, label in itertools.zip_longest(hypotheses, labels, fillvalue=""):
+            for part in conjuncts(each):
+                flat = z3.simplify(self._flat.term(part))
+                if not z3.is_true(flat) and flat.get_id() not in seen:
+                    seen.add(flat.get_id())
+                    self._hypotheses.append(flat)
+                    self._labels[flat.get_id()] = label
 
-    def suppose(self, proved: z3.BoolRef) -> None:
+    def suppose(self, proved: z3.BoolRef, label: str = "") -> None:
         """One more hypothesis: the first that is looked at."""
-        self._hypotheses.insert(0, z3.simplify(self._flat.term(proved)))
+        flat = z3.simplify(self._flat.term(proved))
+        self._hypotheses.insert(0, flat)
+        self._labels.setdefault(flat.get_id(), label)
 
     def ask(self, goal: z3.BoolRef, timeout_s: float, case: Iterable[z3.BoolRef] = ()) -> Answer:
         """Whether the hypotheses can hold in a case where the goal doesn't: "unsat" says that the goal is proved."""
@@ -127,6 +140,7 @@ class Question:
                 return Answer("unknown", seconds, reason="time limit")
             result, solver = _check(used, timeout_s - seconds)
             if result != z3.sat:
+                self.leant_on |= {label for each in used if (label := self._labels.get(each.get_id()))}
                 seconds = time.perf_counter() - start
                 return Answer(str(result), seconds, reason=solver.reason_unknown() if result == z3.unknown else "")
             model = solver.model()

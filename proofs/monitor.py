@@ -8,8 +8,13 @@ from capvisor.proofs.theorem import Given, implies, theorem
 from capvisor.spec import cvm
 from capvisor.spec.formats import CapabilityFormat, Permission
 
-MINTED = (cvm.CODE_PERMISSIONS, cvm.HYBRID_DATA, cvm.PURECAP_DATA, cvm.GRANT_PERMISSIONS, Permission(0))
-"""What minted capabilities permit, under the intended policy."""
+_STORES = Permission.STORE_CAPABILITY | Permission.STORE_LOCAL_CAPABILITY
+MINTED = (
+    *(cvm.CODE_PERMISSIONS, cvm.HYBRID_DATA, cvm.PURECAP_DATA, cvm.GRANT_PERMISSIONS, Permission(0)),
+    *(cvm.HYBRID_DATA | _STORES, cvm.PURECAP_DATA | Permission.STORE_LOCAL_CAPABILITY),
+    *(cvm.GRANT_PERMISSIONS | each for each in (Permission.GLOBAL, Permission.LOAD_CAPABILITY, _STORES)),
+)
+"""What minted capabilities permit, under the intended policy and with one guard off."""
 
 
 @theorem(

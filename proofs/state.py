@@ -62,8 +62,8 @@ class ArrayRegisters:
 class AnyStore(ArrayStore):
     """Granules of the solver's arrays, which hold anything at first."""
 
-    def __init__(self, fmt: CapabilityFormat, given: Given) -> None:
-        super().__init__(fmt.address_width, "memory")
+    def __init__(self, fmt: CapabilityFormat, given: Given, name: str = "memory") -> None:
+        super().__init__(fmt.address_width, name)
         self._format, self._given, self._first = fmt, given, None
         self._first = copy.copy(self)
 

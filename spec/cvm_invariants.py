@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from capvisor.spec import cvm
 from capvisor.spec.formats import Permission
-from capvisor.spec.invariants import implies, not_, same_bits
+from capvisor.spec.invariants import has_modes, implies, is_null, not_, same_bits
+from capvisor.spec.registers import Privilege
 
 Monitor = Any
 Thread = Any
@@ -340,7 +341,8 @@ def books(step: Step, place: Place) -> Any:
     holds = implies(row.is_live, placed & (place.cvm != cvm.MONITOR))
     grant = monitor.grants[place.grant]
     _cap, exact = monitor.mint(grant.base, grant.top - grant.base, cvm.GRANT_PERMISSIONS)
-    holds = holds & implies(grant.is_live, (grant.base < grant.top) & exact & (place.grant < 2 * cvm.KEYS))
+    said = exact & (grant.base < grant.top) & (grant.top <= monitor.format.address_space)
+    holds = holds & implies(grant.is_live, said & (place.grant < 2 * cvm.KEYS))
     holds = holds & implies(monitor.held[place.grant, place.cvm], row.is_live)
     passed_on = implies(row.outer != cvm.MONITOR, monitor.held[place.grant, row.outer])
     holds = holds & implies(row.is_live & grant.is_live & monitor.held[place.grant, place.cvm], passed_on)
@@ -354,11 +356,28 @@ def books(step: Step, place: Place) -> Any:
     if thread is not None:
         home = monitor.regions[thread.home]
         known = (thread.domain == thread.home) | (thread.domain == home.outer) & (home.outer != cvm.MONITOR)
-        holds = holds & implies(thread.is_live, home.is_live & known)
+        serving = monitor.portals[thread.portal]
+        serves = serving.is_live & (serving.owner == thread.home) & (thread.portal < cvm.KEYS)
+        holds = holds & implies(thread.is_live, home.is_live & known & implies(thread.serves, serves))
         if thread.frame is not None:
             caller = thread.frame.domain
             outermost = monitor.regions[caller].outer == cvm.MONITOR
             holds = holds & implies(thread.is_live, (caller == thread.domain) & outermost)
+    return holds
+
+
+def sound_harts(step: Step, place: Place) -> Any:
+    """M7 to M9, of a system's threads and memory."""
+    holds: Any = True
+    if place.granule is not None:
+        cap = step.monitor.granule(place.granule)
+        holds = holds & implies(cap.tag, cap.is_sound)
+    if place.thread is not None:
+        hart = place.thread.hart
+        for cap in (hart.registers[place.register], hart.ddc, hart.pcc):
+            holds = holds & implies(cap.tag, cap.is_sound)
+        holds = holds & is_null(hart.registers[0]) & (hart.pc & 1 == 0)
+        holds = holds & (hart.privilege == int(Privilege.USER)) & has_modes(vars(hart))
     return holds
 
 
@@ -510,9 +529,18 @@ CVM_INVARIANTS: dict[str, Invariant] = {
             "Regions lie in memory, hold more than their capability store, and their bounds can be said exactly; only "
             "live cVMs have probed anything, and what an inner one has, its outer has; grants and portals are those of "
             "cVMs that call the monitor, which nested ones don't; a portal's owner is live; a thread runs for its own cVM "
-            "or the outer one.",
+            "or the outer one, and serves a portal of its own cVM's.",
             "ours: what the others rest on",
             books,
         ),
     )
 }
+
+SOUND = Invariant(
+    "M8",
+    "sound harts",
+    "Every tagged capability in a thread's registers, DDC, PCC or in memory is sound; c0 is NULL, pc is even, and threads "
+    "are in user mode.",
+    "M7 to M9 of spec/invariants.py, for the monitor's steps too: what proofs about systems suppose of every state",
+    sound_harts,
+)

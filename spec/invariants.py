@@ -302,8 +302,12 @@ def capability_permissions_obeyed(step: Step, place: Place) -> Any:
 
 def zero_is_null(step: Step, place: Place) -> Any:
     """M7."""
-    zero = step.after.registers[0]
-    return not_(zero.tag) & (zero.meta == step.format.null_meta) & (zero.address == 0)
+    return is_null(step.after.registers[0])
+
+
+def is_null(cap: Cap) -> Any:
+    """Whether a capability is NULL."""
+    return not_(cap.tag) & (cap.meta == cap.format.null_meta) & (cap.address == 0)
 
 
 def sound_kept(step: Step, place: Place) -> Any:

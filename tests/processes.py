@@ -14,3 +14,9 @@ def until_busy(process: subprocess.Popen[str], seconds: float) -> None:
         if (int(fields[11]) + int(fields[12])) / ticks >= seconds:
             return
         time.sleep(0.05)
+
+
+def until_exists(process: subprocess.Popen[str], path: Path) -> None:
+    """Wait until a process has made a file, or has ended."""
+    while process.poll() is None and not path.exists():
+        time.sleep(0.05)

@@ -9,7 +9,7 @@ from capvisor.campaign.cvm_moves import FIRST_BASE, MEMORY_BASE, MEMORY_BYTES, R
 from capvisor.campaign.cvm_oracles import OF_CAPABILITIES, OF_GRANTS, OF_PAIRS, OF_STEPS, READS
 from capvisor.campaign.cvm_program import OnReference, Replay, events_of
 from capvisor.campaign.cvm_systems import Systems
-from capvisor.dsl.invariant_watch import InvariantWatch
+from capvisor.dsl.cvm_watch import InvariantWatch
 from capvisor.fastpath.capability import Lanes
 from capvisor.model.capability import root
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Step

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
+import time
 from pathlib import Path
 
 import pytest
 
+from capvisor.cli.main import INTERRUPTED
 from capvisor.cli.status import MEANINGS, Status
-from tests.processes import until_busy
+from tests.processes import until_busy, until_exists
 from tests.tutorial import ROOT, TUTORIAL
 
 GOOD = "machine cc128 { memory 0x80000000 size 4K; c1 = root }\nlet x = any u64\nli         x5, x\nassert x5 == x\n"
@@ -146,11 +149,13 @@ def test_bench_writes_its_figures(capvisor, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(measure, "LANES", 2000)
     monkeypatch.setattr(measure, "CAPABILITIES", 20_000)
     monkeypatch.setattr(measure, "REFERENCE_CALLS", 50)
-    assert len(bench.MEASUREMENTS) == 13
+    monkeypatch.setattr(measure, "WALKS", 2000)
+    monkeypatch.setattr(measure, "WALKED_PAGES", 1024)
+    assert len(bench.MEASUREMENTS) == 16
     status, out, _err = capvisor("bench", "--repeats", 1, "--json", tmp_path / "out.json")
     assert status == Status.OK and "csetbounds" in out and "C with the same formula" in out
     results = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert len(results) == 39 and all(set(row) == {"name", "value", "unit"} and row["value"] > 0 for row in results)
+    assert len(results) == 48 and all(set(row) == {"name", "value", "unit"} and row["value"] > 0 for row in results)
 
 
 WRONG_USES = [
@@ -261,18 +266,33 @@ def test_output_goes_through_links_and_pipes_and_keeps_modes(capvisor, tmp_path)
     process.communicate()
 
 
-def test_a_reader_that_goes_away_hides_no_violation(tmp_path) -> None:
+READER_GOES = """
+import os, sys
+from capvisor.cli import main, run
+table = run.table
+run.table = lambda *arguments, **options: [os.close(int(sys.argv[1])), table(*arguments, **options)][1]
+main.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", Status.OK), ("0xffffffffffffffff", Status.VIOLATION)])
+def test_a_reader_that_goes_away_when_the_work_is_done_changes_no_status(tmp_path, value: str, expected: Status) -> None:
     path = tmp_path / "bad.cap"
     path.write_text(BAD)
+    arguments = ["run", str(path), "--set", f"x={value}", "--json", str(tmp_path / "out.json")]
     reader, writer = os.pipe()
-    os.close(reader)
-    arguments = ["run", str(path), "--set", "x=0xffffffffffffffff"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "capvisor", *arguments], stdout=writer, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", READER_GOES, str(reader), *arguments],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=(reader,),
     )
+    os.close(reader)
     os.close(writer)
     _out, err = process.communicate(timeout=60)
-    assert process.returncode == Status.VIOLATION and not err
+    assert process.returncode == expected and not err
+    assert json.loads((tmp_path / "out.json").read_text())["kind"] == "run"
 
 
 def test_output_that_cannot_be_written_is_said_so(capvisor, tmp_path, monkeypatch) -> None:
@@ -331,12 +351,97 @@ def test_ctrl_c_ends_a_campaign_with_what_was_done(tmp_path) -> None:
     assert campaign["interrupted"] and campaign["lanes"] > 0
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+SLOW_IMPORT = """
+import pathlib, time
+pathlib.Path(__file__).with_name("reached").touch()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise ImportError("none") from None
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(sys.executable, "-m", "capvisor"), (Path(sysconfig.get_path("scripts")) / "capvisor",)],
+    ids=["-m", "script"],
+)
+def test_ctrl_c_during_the_imports_is_said_in_one_line(tmp_path, command: tuple[object, ...]) -> None:
+    (tmp_path / "click.py").write_text(SLOW_IMPORT)
+    process = subprocess.Popen(
+        [*map(str, command), "list", "operations"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until_exists(process, tmp_path / "reached")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (Status.INCONCLUSIVE, "", "capvisor: interrupted; nothing was finished\n")
+
+
+def test_the_entry_ends_with_the_documented_status() -> None:
+    assert INTERRUPTED == Status.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("corpus", "run", "programs/regress"),
+        ("--help",),
+        ("prove", "--help"),
+        ("run", "programs/tutorial_cvm", "--trace"),
+        ("fuzz", "programs/tutorial", "--lanes", "200000"),
+        ("conform", "tests/vectors"),
+    ],
+)
+def test_a_reader_that_has_gone_away_ends_the_command_without_a_word(arguments: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.Popen(
-        [sys.executable, "-m", "capvisor", "list", "operations"], stdout=writer, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "capvisor", *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True
     )
     os.close(writer)
     _out, err = process.communicate(timeout=60)
-    assert process.returncode == Status.OK and not err
+    assert process.returncode == Status.INCONCLUSIVE and not err
+
+
+ENDLESS = {
+    "campaign": ("fuzz", "--programs", 2_000_000_000, "--no-history", "--workers", 1),
+    "lanes": ("fuzz", "GOOD", "--lanes", 2_000_000_000),
+    "steps": ("prove", "cvm", "--no-cache", "--workers", 1),
+    "theorems": ("prove", "--all", "--no-cache", "--workers", 1),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_reader_that_goes_away_ends_work_that_writes_nothing(tmp_path, what: str) -> None:
+    path = tmp_path / "good.cap"
+    path.write_text(GOOD)
+    with run_process(*(path if each == "GOOD" else each for each in ENDLESS[what])) as process:
+        until_busy(process, 0.7)  # of the command itself, not of those who work for it
+        process.stdout.close()
+        assert process.wait(timeout=60) == Status.INCONCLUSIVE
+        assert not process.stderr.read()
+
+
+def test_a_server_goes_on_without_a_reader() -> None:
+    with run_process("serve", "--rvfi-dii", 0) as process:
+        assert process.stdout.readline().startswith("listening on ")
+        process.stdout.close()
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == Status.OK
+
+
+def test_a_reader_of_standard_error_is_not_needed() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "capvisor", "run", "none.cap"], stdout=subprocess.PIPE, stderr=writer, text=True
+    )
+    os.close(writer)
+    out, _err = process.communicate(timeout=60)
+    assert process.returncode == Status.USAGE and not out

@@ -13,8 +13,8 @@ from capvisor.cli import main as command
 from capvisor.cli.programs import find, read_any
 from capvisor.cli.status import Status
 from capvisor.dsl import guards
+from capvisor.dsl.cvm_watch import InvariantWatch
 from capvisor.dsl.guards import Cell
-from capvisor.dsl.invariant_watch import InvariantWatch
 from capvisor.dsl.syntax import Violates
 from capvisor.dsl.system_kinds import CVM, SYSTEM_KINDS, SystemKind
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS

@@ -1,6 +1,18 @@
 """`capvisor prove cvm`."""
 
 import json
+from dataclasses import replace
+
+import pytest
+from junitparser import JUnitXml
+
+from capvisor.cli.status import Status
+from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.proofs.cvm_runner import StepOutcome
+
+
+def set_prover(monkeypatch, prover) -> None:
+    monkeypatch.setitem(SYSTEM_TOOLS, "cvm", replace(SYSTEM_TOOLS["cvm"], prove=prover))
 
 
 def test_a_step_is_proved_and_kept(capvisor, tmp_path) -> None:
@@ -15,6 +27,70 @@ def test_a_step_is_proved_and_kept(capvisor, tmp_path) -> None:
 
 def test_bad_names_are_said(capvisor) -> None:
     status, _out, err = capvisor("prove", "cvm", "no_such_step", "--no-cache")
-    assert status == 64 and "no step matches no_such_step" in err
+    assert status == 64 and "no step is called or matched by `no_such_step`" in err
     status, _out, err = capvisor("prove", "cvm", "ecall", "--policy", "none", "--no-cache")
     assert status == 64 and "unknown policy `none`" in err
+    status, _out, err = capvisor("prove", "cvm", "ecall", "no_such_step", "--no-cache")
+    assert status == 64 and "no step is called or matched by `no_such_step`" in err
+
+
+def test_steps_are_listed_with_their_kinds_and_not_proved(capvisor, monkeypatch) -> None:
+    set_prover(monkeypatch, None)
+    status, out, _err = capvisor("prove", "cvm", "--list", "file_*.cc64", "create.cc128", "cjalr.cc64")
+    assert status == Status.OK
+    assert [line.split() for line in out.splitlines()] == [
+        ["step", "kind"],
+        ["file_advertise.cc64", "leave"],
+        ["file_probe.cc64", "leave"],
+        ["file_revoke.cc64", "leave"],
+        ["create.cc128", "deploy"],
+        ["cjalr.cc64", "instruction"],
+    ]
+    for patterns, steps in (((), SYSTEM_TOOLS["cvm"].steps()), (("*",), SYSTEM_TOOLS["cvm"].all_steps())):
+        status, out, _err = capvisor("prove", "cvm", "--list", *patterns)
+        listed = {line.split()[0].rpartition(".")[0]: line.split()[1] for line in out.splitlines()[1:]}
+        assert status == Status.OK and listed == steps
+
+
+def test_results_are_written_as_junit(capvisor, monkeypatch, tmp_path) -> None:
+    found = [
+        StepOutcome("ecall", "cc64", {"C1": "unsat"}, 0.5),
+        StepOutcome("fence", "cc64", {"C1": "sat", "C2": "unknown"}, 0.5),
+        StepOutcome("csc", "cc64", {"C1": "unsat", "C2": "unknown"}, 0.5),
+        StepOutcome("clc", "cc64", {}, 0.0, "ValueError: none"),
+    ]
+    set_prover(monkeypatch, lambda *_arguments: (found, False))
+    assert capvisor("prove", "cvm", "--no-cache", "--junit", tmp_path / "out.xml")[0] == Status.VIOLATION
+    (suite,) = JUnitXml.fromfile(str(tmp_path / "out.xml"))
+    assert suite.name == "prove" and (suite.tests, suite.failures, suite.errors) == (4, 1, 2)
+    messages = {case.name: [each.message for each in case.result] for case in suite}
+    assert messages == {
+        "ecall.cc64": [],
+        "fence.cc64": ["not kept: C1; not known: C2"],
+        "csc.cc64": ["not known: C2"],
+        "clc.cc64": ["ValueError: none"],
+    }
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--all",),
+        ("--matrix",),
+        ("--dependencies",),
+        ("--teeth",),
+        ("--sweep", "all"),
+        ("--solver", "bitwuzla"),
+        ("--rlimit", "5"),
+        ("--dump-smt", "there"),
+        ("--save", "there"),
+    ],
+)
+def test_options_that_are_not_for_steps_are_refused(capvisor, option: tuple[str, ...]) -> None:
+    status, _out, err = capvisor("prove", "cvm", "ecall", *option)
+    assert status == Status.USAGE and err.startswith(f"capvisor: {option[0]} isn't for steps of a system")
+
+
+def test_a_policy_is_for_steps_alone(capvisor) -> None:
+    status, _out, err = capvisor("prove", "bounds.null", "--policy", "intended")
+    assert status == Status.USAGE and "--policy is for steps of a system alone: `capvisor prove cvm`" in err

@@ -13,6 +13,7 @@ from capvisor.cli.status import Status
 from capvisor.dsl.parser import parse
 from capvisor.dsl.syntax import Instruction
 from capvisor.files import STATE_FILE
+from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from tests.campaign.reports import STARTED, made_up_report
 
 VOID = {"meta"}
@@ -195,3 +196,16 @@ def test_the_state_is_where_the_environment_says(capvisor, state, monkeypatch) -
     state.rename(state.parent / "capvisor")
     status, out, _err = capvisor("report")
     assert status == Status.OK and "hypothesis" in out
+
+
+def test_invariants_have_the_titles_of_what_the_campaign_is_about(capvisor, tmp_path) -> None:
+    report = made_up_report("cvm")
+    report.evaluated.clear()
+    report.evaluated.update({"C1": 100, "C19": 7, "C99": 1})
+    History(tmp_path).record(report, 1.0, 1, "bulk", STARTED)
+    status, out, _err = capvisor("report", "--state", tmp_path, "--campaign", 1)
+    assert status == Status.OK
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(line.startswith(f"C1, {CVM_INVARIANTS['C1'].title} 100") for line in lines)
+    assert any(line.startswith(f"C19, {CVM_INVARIANTS['C19'].title} 7") for line in lines)
+    assert any(line.startswith("C99 1") for line in lines)

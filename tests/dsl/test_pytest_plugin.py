@@ -200,7 +200,7 @@ def test_a_run_without_programs_loads_neither_the_language_nor_numpy() -> None:
 
 
 def test_the_package_can_be_used_without_pytest() -> None:
-    text = "import sys; sys.modules['pytest'] = None; import capvisor.cli.main"
+    text = "import sys; sys.modules['pytest'] = None; import capvisor.cli.verbs"
     subprocess.run([sys.executable, "-c", text], check=True)
 
 

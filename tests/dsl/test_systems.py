@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from capvisor.dsl import invariant_watch, system
+from capvisor.dsl import cvm_layout, cvm_watch, system
+from capvisor.dsl.cvm_watch import InvariantWatch, every_place
 from capvisor.dsl.draw import fix
 from capvisor.dsl.errors import ProgramError
-from capvisor.dsl.invariant_watch import InvariantWatch, every_place
 from capvisor.dsl.parser import parse
 from capvisor.dsl.printer import print_program
+from capvisor.dsl.system_kinds import CVM
 from capvisor.dsl.system_runner import SystemVerdict, run_system
 from capvisor.model.monitor import CALL_RULES, Monitor
 from capvisor.spec.cvm import CALLS, CALLS_BY_NUMBER, ArgumentKind, Call, Code
@@ -40,7 +41,7 @@ def verdict_of(text: str, seed: int = 0, policy=None) -> SystemVerdict:
 def failure_of(text: str, setup: str = SYSTEM) -> tuple[int, str, str]:
     failure = verdict_of(setup + text).failure
     assert failure is not None
-    return failure.line, failure.kind, failure.message
+    return failure.line, failure.kind, failure.text
 
 
 # -- the programs that come along ------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_there_are_fifteen_attacks_and_eleven_of_them_are_carried_by_a_guard() -
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_program_can_be_run_under_every_policy(policy: str) -> None:
     for path in TUTORIAL:
-        verdict_of(path.read_text(), policy=system.policy_named(policy))
+        verdict_of(path.read_text(), policy=system.policy_named(policy, CVM))
 
 
 # -- what fails, and how that is said --------------------------------------------------------------------------------------
@@ -154,7 +155,10 @@ def test_a_system_that_the_monitor_refuses_is_wrong_input() -> None:
         ("alice: wait c11 -> refused RANGE", 28, "`wait` is never refused with RANGE: only with BAD_HANDLE"),
         ("alice: wait c11 !trap TagViolation", 23, "a call is refused with a code"),
         ("alice: li x5, 1 -> ok", 20, "only a call has a result (`->`)"),
-        ('alice: li x5, "k"', 15, "`li` is no call of the monitor, and takes no text"),
+        ("alice: file_revok -> ok", 22, "`file_revok` is none; did you mean `file_revoke`?"),
+        ('alice: file_revok "k"', 19, "`file_revok` is no call, and takes no text; did you mean `file_revoke`?"),
+        ("alice: portal_open 1", 8, "unknown operation `portal_open`; did you mean `portal_probe`?"),
+        ('alice: li x5, "k"', 15, "`li` is no call, and takes no text"),
         ('alice: file_revoke "k', 20, 'missing `"` at the end of the text'),
         ('alice: file_advertise "k", 0x100', 8, "`file_advertise` takes `key, pointer, size`: 3 operands, found 2"),
         ('alice: file_advertise "k" 0x100, 256', 27, 'missing `,` after `"k"`: found `0x100`'),
@@ -185,8 +189,9 @@ def test_a_wrong_line_is_named_with_its_place(line: str, column: int, message: s
     [
         ("alice: li x5, 1", "agents are of a system"),
         ("machine cc128 { }\nexpect violates C1", "agents are of a system"),
+        ("let x = 5\nalice: li x5, 1", "agents are of a system: the program needs `system cvm { alice size 4K }`"),
         ("let x = 5\n" + SYSTEM, "the system must come first"),
-        ("system orc { alice size 4K }", "unknown kind of system `orc`: there is cvm"),
+        ("system orc { alice size 4K }", "unknown kind of system `orc`"),
         ("system cvm { }", "a system needs someone to act in it"),
         ("system cvm { alice }", "missing `size` and the region's size"),
         ("system cvm alice size 4K", "missing `{` after the system's kind"),
@@ -212,8 +217,34 @@ def test_a_wrong_system_is_refused(text: str, message: str) -> None:
     assert message in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "column", "why"),
+    [
+        (
+            "alice size 4K; bob size 4K at 0x80000800",
+            29,
+            "[0x80000800, 0x80001800) overlaps `alice`, [0x80000000, 0x80001000)",
+        ),
+        ("alice size 2M", 14, "[0x80000000, 0x80200000) isn't within memory, [0x80000000, 0x80100000)"),
+        (
+            "libos size 4K; app size 4K in libos",
+            29,
+            "isn't within `libos`, below its store of capabilities: [0x80000000, 0x80000fc0)",
+        ),
+        ("libos size 4K purecap; app size 1K in libos", 37, "one of `app`, `libos` is purecap"),
+        ("alice size 64", 14, "64 bytes aren't more than its store of capabilities, which takes 64"),
+        ("alice size 4100", 14, "[0x80000000, 0x80001004) aren't bounds that a capability can have"),
+        ("; ".join(f"vm{number} size 4K" for number in range(11)), 144, "FULL; its table holds 10 cVMs"),
+    ],
+)
+def test_a_system_that_the_monitor_refuses_is_said_with_the_reason(text: str, column: int, why: str) -> None:
+    with pytest.raises(ProgramError) as caught:
+        verdict_of(f"system cvm {{ {text} }}\n")
+    assert why in caught.value.message and caught.value.position.column == column
+
+
 def test_two_texts_for_one_key_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr("capvisor.dsl.check_system.key_number", len)
+    monkeypatch.setattr("capvisor.dsl.cvm_check.key_number", len)
     with pytest.raises(ProgramError, match='"cd" and "ab" stand for the same key, 2 of 65536'):
         parse(SYSTEM + 'alice: file_revoke "ab" -> refused NOT_FOUND\nalice: file_revoke "cd" -> refused NOT_FOUND\n')
 
@@ -267,7 +298,7 @@ def test_parsing_what_was_printed_gives_the_same_tree() -> None:
 def test_regions_lie_one_after_the_other_and_nested_ones_from_the_middle() -> None:
     regions = "a size 256; b size 64K; c size 1K in b; d size 1K in b; e size 1K at b.top"
     text = f"system cvm {{ memory 0x80000100 size 1M; {regions} }}\n"
-    placed = system.layout_of(parse(text)).placed
+    placed = cvm_layout.layout_of(parse(text)).placed
     assert [hex(each.base) for each in placed.values()] == [
         *("0x80000100", "0x80000200", "0x80008200"),
         "0x80008600",
@@ -319,13 +350,13 @@ def test_the_places_that_are_left_out_violate_nothing(path: Path, monkeypatch) -
             assert everywhere == {each.invariant for each in found}
             return found
 
-    monkeypatch.setattr("capvisor.dsl.system_runner.InvariantWatch", Watch)
+    monkeypatch.setattr("capvisor.dsl.cvm_runner.InvariantWatch", Watch)
     assert verdict_of(path.read_text()).passed
     assert steps > 20
 
 
 def test_a_watch_that_looks_at_nothing_is_noticed(monkeypatch) -> None:
-    monkeypatch.setattr(invariant_watch, "_places_of", lambda monitor, keys: iter(()))
+    monkeypatch.setattr(cvm_watch, "_places_of", lambda monitor, keys: iter(()))
     assert not verdict_of(UNGUARDED[2].read_text()).passed
 
 

@@ -1,4 +1,4 @@
-"""Holding every step of a running system against the invariants of `spec.cvm_invariants`, at every place that there is.
+"""Holding every step of cVMs against the invariants of `spec.cvm_invariants`, at every place that there is.
 
 What is said of a capability depends on the place that holds it, on the tables that say whose memory is whose, and in a
 register on whom its thread runs for. So only the places where one of these has changed are looked at again. An untagged

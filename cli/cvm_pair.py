@@ -1,17 +1,18 @@
-"""Programs of a system on both implementations: the runner's events, done once more where whole states are compared."""
+"""Programs of cVMs on both implementations: the runner's events, done once more where whole states are compared."""
 
 import numpy as np
 
 from capvisor.campaign.cvm_systems import Systems, exercise
-from capvisor.spec.formats import CapabilityFormat
+from capvisor.dsl.evaluate import format_of, memory_of
+from capvisor.dsl.syntax import Program
 from capvisor.spec.policy import MonitorPolicy
 
 
-class SystemPair:
+class CvmPair:
     """Follows a run: one lane of the fast path and a monitor of the reference, compared after every step."""
 
-    def __init__(self, fmt: CapabilityFormat, base: int, size_bytes: int, policy: MonitorPolicy) -> None:
-        self._systems = Systems(fmt, base, size_bytes, 1, policy, oracles=False)
+    def __init__(self, program: Program, policy: MonitorPolicy) -> None:
+        self._systems = Systems(format_of(program), *memory_of(program), 1, policy, oracles=False)
 
     @property
     def compared(self) -> int:
