@@ -1,7 +1,8 @@
 """`capvisor guards`."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,15 @@ import click
 
 from capvisor.cli import programs
 from capvisor.cli.options import json_option
-from capvisor.cli.output import check_writable, console, table, write_json
+from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
+from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.guards import Cell, matrix
 from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
+from capvisor.files import state_folder
+from capvisor.proofs.cache import Cache
+from capvisor.proofs.cvm_guards import Held
+from capvisor.spec.formats import FORMATS
 
 DEFAULT_PROOFS = Path("docs/guard_proofs.json")
 FALLS, HOLDS, UNKNOWN = "falls", "holds", "unknown"
@@ -29,8 +35,29 @@ MARKS = {FALLS: "-", HOLDS: "+", UNKNOWN: "?"}
     type=click.Path(path_type=Path),
     help=f"What was proved with a guard off; by default {DEFAULT_PROOFS}, if it exists.",
 )
+@click.option("--prove", "proves", is_flag=True, help="Prove first what holds with a guard off, and keep it (minutes).")
+@click.option(
+    "--timeout", "timeout_s", default=60.0, type=click.FloatRange(0.1), help="With --prove: seconds for a question."
+)
+@click.option(
+    "--workers",
+    default=min(os.cpu_count() or 1, 8),
+    type=click.IntRange(min=1),
+    help="With --prove: processes. [default: the cores]",
+)
+@click.option("--state", type=click.Path(path_type=Path), help="With --prove: folder of kept answers.")
 @json_option
-def guards(system: str, paths: tuple[Path, ...], named: bool, proofs_path: Path | None, json_path: Path | None) -> int:
+def guards(
+    system: str,
+    paths: tuple[Path, ...],
+    named: bool,
+    proofs_path: Path | None,
+    proves: bool,
+    timeout_s: float,
+    workers: int,
+    state: Path | None,
+    json_path: Path | None,
+) -> int:
     """Which guard carries which invariant: every guard off, one at a time.
 
     An invariant falls where a program makes it fall: those of PATHS (by default the attacks that come along) are run to
@@ -40,12 +67,15 @@ def guards(system: str, paths: tuple[Path, ...], named: bool, proofs_path: Path 
     kind = SYSTEM_KINDS[system]
     if not paths and not kind.attacks.is_dir():
         raise InputError(f"there is no {kind.attacks} here: name the programs")
-    proved = read_proofs(kind, proofs_path)
+    proved = {} if proves else read_proofs(kind, proofs_path)
     files = [(path, programs.read_any(path)) for path in programs.find(paths or (kind.attacks,))]
     others = [path for path, program in files if program.system is None or program.system.kind != system]
     if others:
         raise InputError(f"{others[0]}: no program of a system {system}, whose guards these are")
     cells, always = matrix(kind, files)
+    if proves:
+        prove_what_holds(kind, cells, proofs_path or DEFAULT_PROOFS, timeout_s, workers, state)
+        proved = read_proofs(kind, proofs_path)
     verdicts = {(each.guard, each.invariant): verdict(each, proved) for each in cells}
     wrong = [cell for cell in cells if cell.program and (cell.guard, cell.invariant) in proved]
     out = console(is_final=True)
@@ -81,6 +111,38 @@ def guards(system: str, paths: tuple[Path, ...], named: bool, proofs_path: Path 
     }
     write_json(json_path, "guards", result)
     return Status.VIOLATION if always or wrong else Status.OK
+
+
+def prove_what_holds(
+    kind: SystemKind, cells: Iterable[Cell], path: Path, timeout_s: float, workers: int, state: Path | None
+) -> None:
+    """Prove what holds with each guard off, and keep it in a file. Raises InputError where that can't be done."""
+    tools = SYSTEM_TOOLS[kind.name]
+    if tools.hold is None or tools.prove is None:
+        raise InputError(f"nothing is proved of systems `{kind.name}` yet")
+    check_writable(path)
+    cache = Cache(state or state_folder())
+    every = [(step, fmt) for step in tools.steps() for fmt in FORMATS]
+    with progress("steps and what they lean on", tools.count(every)) as advance:
+        known, interrupted = tools.prove(every, kind.intended, timeout_s, workers, cache, lambda: advance(1))
+    unproved = [f"{each.step}.{each.format}" for each in known if not each.is_proved]
+    if unproved and not interrupted:
+        raise InputError(f"not proved with every guard on: {', '.join(unproved)}; see `capvisor prove {kind.name}`")
+    fallen = {
+        guard: frozenset(each.invariant for each in cells if each.guard == guard and each.program) for guard in kind.guards
+    }
+    held: list[Held] = []
+    if not interrupted:
+        with progress("steps with a guard off", len(tools.anew(known, fallen))) as advance:
+            held, interrupted = tools.hold(known, fallen, timeout_s, workers, cache, lambda: advance(1))
+    if interrupted:
+        raise InputError("ended early: what was proved is kept, the same command goes on")
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept[kind.name] = {
+        each.guard: {name: {"verdict": HOLDS, "seconds": round(each.seconds, 1)} for name in each.invariants}
+        for each in held
+    }
+    write_text(path, json.dumps(kept, indent=1) + "\n")
 
 
 def verdict(cell: Cell, proved: Mapping[tuple[str, str], float]) -> str:

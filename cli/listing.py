@@ -8,10 +8,13 @@ import click
 from capvisor.cli.output import console, table
 from capvisor.cli.status import Status
 from capvisor.dsl.fields import FIELDS
-from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
+from capvisor.dsl.system_kinds import CVM, SYSTEM_KINDS, SystemKind
+from capvisor.dsl.tpt_check import written_operands
+from capvisor.spec.cvm import CALLS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.operations import OPERATIONS
 from capvisor.spec.registers import SPECIAL_REGISTERS, STATUS_REGISTERS
+from capvisor.spec.tpt import OPERATIONS as TPT_OPERATIONS
 from capvisor.spec.traps import CAUSES
 from capvisor.spec.vectors import VECTOR_OPERATIONS
 
@@ -22,6 +25,34 @@ def _off(kind: SystemKind, policy: Any) -> list[str]:
 
 
 _KINDS = tuple(SYSTEM_KINDS.values())
+
+
+def _tables_of(kind: SystemKind) -> dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]]:
+    """A kind's guards, policies and invariants; the first two of cVMs have short names."""
+    prefix = "" if kind is CVM else f"{kind.name}-"
+    return {
+        f"{prefix}guards": (
+            ("guard", "off in", "meaning", "source"),
+            [
+                (
+                    row.name,
+                    ", ".join(name for name, policy in kind.policies.items() if row.name in _off(kind, policy)),
+                    row.meaning,
+                    row.source,
+                )
+                for row in kind.guards.values()
+            ],
+        ),
+        f"{prefix}policies": (
+            ("policy", "guards that are off"),
+            [(name, ", ".join(_off(kind, policy)) or "none") for name, policy in kind.policies.items()],
+        ),
+        f"{kind.name}-invariants": (
+            ("invariant", "title", "what it says"),
+            [(row.name, row.title, row.statement) for row in kind.invariants.values()],
+        ),
+    }
+
 
 _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
     "operations": (
@@ -64,34 +95,24 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
                 ", ".join(code.name for code in row.all_refusals),
                 row.summary,
             )
-            for kind in _KINDS
-            for row in kind.calls.values()
+            for row in CALLS.values()
         ],
     ),
-    "guards": (
-        ("guard", "off in", "meaning", "source"),
+    "tpt-operations": (
+        ("operation", "by", "operands", "refused for", "faults", "meaning"),
         [
             (
                 row.name,
-                ", ".join(name for name, policy in kind.policies.items() if row.name in _off(kind, policy)),
-                row.meaning,
-                row.source,
+                row.actor.value,
+                ", ".join(name for name, _kind in written_operands(row)),
+                ", ".join(code.name for code in row.refusals),
+                ", ".join(kind.name.lower() for kind in row.faults),
+                row.summary,
             )
-            for kind in _KINDS
-            for row in kind.guards.values()
+            for row in TPT_OPERATIONS.values()
         ],
     ),
-    "policies": (
-        ("policy", "guards that are off"),
-        [(name, ", ".join(_off(kind, policy)) or "none") for kind in _KINDS for name, policy in kind.policies.items()],
-    ),
-    **{
-        f"{kind.name}-invariants": (
-            ("invariant", "title", "what it says"),
-            [(row.name, row.title, row.statement) for row in kind.invariants.values()],
-        )
-        for kind in _KINDS
-    },
+    **{name: table for kind in _KINDS for name, table in _tables_of(kind).items()},
 }
 
 
@@ -101,7 +122,7 @@ def listing(what: str) -> int:
     """List what there is.
 
     Of machines: operations, formats, trap causes, special registers, a capability's fields, golden vectors. Of systems: the
-    calls, the guards, policies, and the invariants of each kind.
+    calls or operations, guards, policies and invariants; with tpt- of translation pass-through, else of cVMs.
     """
     columns, rows = _TABLES[what]
     console(is_final=True).print(table(columns, rows), soft_wrap=False)

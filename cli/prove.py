@@ -16,6 +16,7 @@ from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
 from capvisor.cli.prove_system import list_steps, prove_system
 from capvisor.cli.status import InputError, Status
+from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
@@ -149,7 +150,7 @@ def prove(
     return _report(chosen, outcomes, interrupted, elapsed_s, save, quiet=matrix)
 
 
-_PROVE_SYSTEM = " or ".join(f"`capvisor prove {name}`" for name in SYSTEM_KINDS)
+_PROVE_SYSTEM = " or ".join(f"`capvisor prove {name}`" for name, tools in SYSTEM_TOOLS.items() if tools.prove)
 _OF_SYSTEMS = ("names", "listing", "timeout", "workers", "policy", "no_cache", "state", "junit_path", "json_path")
 """The parameters that steps of a system are proved with."""
 
@@ -243,8 +244,9 @@ def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> l
             for path in files.find((Path(name),)):
                 program = files.read_any(path)
                 if program.system is not None:
-                    instead = f"`capvisor prove {program.system.kind}` proves its every step"
-                    raise InputError(f"{path}: programs of a system can't be proved; {instead}")
+                    is_proved = SYSTEM_TOOLS[program.system.kind].prove is not None
+                    instead = f"; `capvisor prove {program.system.kind}` proves its every step" if is_proved else ""
+                    raise InputError(f"{path}: programs of a system can't be proved{instead}")
                 obligation = obligation_of(program)
                 chosen[obligation.id] = obligation
             continue

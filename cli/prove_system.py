@@ -35,6 +35,7 @@ def prove_system(
         raise InputError(f"--policy {policy_name}: {error.args[0]}; or `without:GUARD,...`") from None
     chosen = _choose(system, patterns)
     tools = SYSTEM_TOOLS[system]
+    assert tools.prove is not None  # what has steps has a prover
     with progress("steps and what they lean on", tools.count(chosen)) as advance:
         outcomes, interrupted = tools.prove(chosen, policy, timeout_s, workers, cache, lambda: advance(1))
     out = console(is_final=True)
@@ -80,6 +81,8 @@ def _as_case(system: str, outcome: StepOutcome) -> Case:
 def _choose(system: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
     """Steps with their formats: those that are all of them together, or of all that there are those that patterns choose."""
     tools = SYSTEM_TOOLS[system]
+    if not tools.all_steps():
+        raise InputError(f"nothing can be proved of the steps of a system {system} yet")
     known = [
         (step, fmt.name)
         for step in (tools.all_steps() if patterns else tools.steps())

@@ -1,14 +1,15 @@
 """What the command has of each kind of system, beside what the language knows of it in `dsl.system_kinds`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from capvisor.cli.cvm_pair import CvmPair
+from capvisor.cli.tpt_trace import TptTracer
 from capvisor.cli.trace import CvmTracer
 from capvisor.dsl.syntax import Program
 from capvisor.dsl.system_runner import Executed, Follower
-from capvisor.proofs import cvm, cvm_runner
+from capvisor.proofs import cvm, cvm_guards, cvm_runner
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,33 @@ class SystemTools:
 
     tracer: Callable[[Callable[[str], None]], Callable[[Executed], None]]
     """Makes what shows a run step by step, of a function that writes a line."""
-    pair: Callable[[Program, Any], Follower]
-    """Makes, of a program and a policy, what does a run's steps once more on the fast path, and compares."""
-    steps: Callable[[], Mapping[str, str]]
+    pair: Callable[[Program, Any], Follower] | None = None
+    """Makes, of a program and a policy, what repeats a run on the fast path, and compares; None: nothing does."""
+    steps: Callable[[], Mapping[str, str]] = dict
     """The steps that are all of them together, with their kinds."""
-    all_steps: Callable[[], Mapping[str, str]]
+    all_steps: Callable[[], Mapping[str, str]] = dict
     """Every step that can be proved by itself."""
-    prove: Callable[..., tuple[list[cvm_runner.StepOutcome], bool]]
-    """Proves steps, each of a format, in parallel: as `proofs.cvm_runner.prove`."""
-    count: Callable[..., int]
+    prove: Callable[..., tuple[list[cvm_runner.StepOutcome], bool]] | None = None
+    """Proves steps, each of a format, in parallel: as `proofs.cvm_runner.prove`; None: there are no such proofs."""
+    count: Callable[..., int] = len
     """How much there is to prove of steps, lemmas included."""
+    anew: Callable[..., Sequence[Any]] = list
+    """Of outcomes with every guard on, what is to be proved anew with one off, guard by guard."""
+    hold: Callable[..., tuple[list[cvm_guards.Held], bool]] | None = None
+    """Proves what holds with each guard off: as `proofs.cvm_guards.prove`; None where there are no such proofs."""
 
 
 SYSTEM_TOOLS: dict[str, SystemTools] = {
-    "cvm": SystemTools(CvmTracer, CvmPair, cvm.steps, cvm.all_steps, cvm_runner.prove, cvm_runner.count),
+    "cvm": SystemTools(
+        CvmTracer,
+        CvmPair,
+        cvm.steps,
+        cvm.all_steps,
+        cvm_runner.prove,
+        cvm_runner.count,
+        cvm_guards.to_prove,
+        cvm_guards.prove,
+    ),
+    "tpt": SystemTools(TptTracer),
 }
 """A row for each of `SYSTEM_KINDS`."""

@@ -34,7 +34,7 @@ class Tracer:
             changes += _register_changes(self._registers, registers)
             changes += _granule_changes(fmt, base, self._granules, granules)
         self._registers, self._granules = registers, granules
-        _write_step(self._write, f"{step.line:>5}  {operation:<{_OPERATION_COLUMNS}}", changes)
+        write_step(self._write, f"{step.line:>5}  {operation:<{_OPERATION_COLUMNS}}", changes)
 
 
 class CvmTracer:
@@ -59,12 +59,10 @@ class CvmTracer:
         self._granules = granules
         if step.crossing is not None:
             changes.append(f"{step.crossing[0]} -> {step.crossing[1]}")
-        _write_step(
-            self._write, f"{step.line:>5}  {step.agent:<{_AGENT_COLUMNS}} {step.text:<{_OPERATION_COLUMNS}}", changes
-        )
+        write_step(self._write, f"{step.line:>5}  {step.agent:<{_AGENT_COLUMNS}} {step.text:<{_OPERATION_COLUMNS}}", changes)
 
 
-def _write_step(write: Callable[[str], None], head: str, changes: list[str]) -> None:
+def write_step(write: Callable[[str], None], head: str, changes: list[str]) -> None:
     """A step's line, with its first change, and a line for each other one."""
     first, *others = changes or ["no change"]
     write(f"{head}  {first}")

@@ -13,6 +13,7 @@ from capvisor.dsl.syntax import (
     By,
     Create,
     Destroy,
+    Element,
     Expectation,
     Expression,
     FieldOf,
@@ -21,6 +22,7 @@ from capvisor.dsl.syntax import (
     Integer,
     Let,
     Machine,
+    Measured,
     Name,
     Operator,
     Position,
@@ -84,7 +86,7 @@ class Checker:
     def check(self) -> None:
         """Look at every statement, in order."""
         statements = list(self._program.statements)
-        of_systems = [each for each in statements if isinstance(each, By | Create | Destroy | Violates)]
+        of_systems = [each for each in statements if isinstance(each, By | Create | Destroy | Violates | Measured)]
         if of_systems:
             message = f"agents are of a system: the program needs {examples()}, and no machine"
             raise self._error(message, of_systems[0].position)
@@ -288,6 +290,8 @@ class Checker:
                     message = f"a capability has no field `{name}`{suggest(name, FIELDS) or f': it has {listed(FIELDS)}'}"
                     raise self._error(message, expression.position)
                 return FIELDS[name].is_condition
+            case Element():
+                return self._element(expression)
             case Unary(Operator.NOT, operand):
                 self._condition(operand, "`not` needs a condition")
                 return True
@@ -310,6 +314,10 @@ class Checker:
                     if not 0 <= distance <= MAXIMUM_SHIFT:
                         raise self._error(f"a shift's distance is 0 to {MAXIMUM_SHIFT}", right.position)
                 return operator in _ORDER
+
+    def _element(self, element: Element) -> bool:
+        """Whether a row of a table is a condition."""
+        raise self._error(f"there is no table `{element.name}` here", element.position)
 
 
 def _short(number: int) -> str:

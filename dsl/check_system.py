@@ -23,6 +23,7 @@ from capvisor.dsl.syntax import (
     Leave,
     Let,
     Machine,
+    Measured,
     Program,
     Result,
     System,
@@ -71,6 +72,8 @@ class SystemChecker(Checker):
                     self._deployed(statement)
                 case Violates():
                     self._expected(statement)
+                case Measured():
+                    self._measured(statement)
                 case Machine():
                     raise self._error("a program has a system or a machine, not both", statement.position)
                 case Initial():
@@ -118,6 +121,10 @@ class SystemChecker(Checker):
     def _deployed(self, statement: Create | Destroy) -> None:
         """What the deployer does."""
         raise self._error(f"nothing is deployed in a system of kind `{self._kind.name}`", statement.position)
+
+    def _measured(self, statement: Measured) -> None:
+        """What a statement says of how much something took."""
+        raise self._error(f"nothing walks in a system of kind `{self._kind.name}`", statement.position)
 
     def _result(self, result: Result | None, possible: Iterable[Enum], what: str) -> None:
         if result is None:

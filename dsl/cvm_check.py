@@ -14,7 +14,9 @@ from capvisor.dsl.syntax import (
     Destroy,
     Enter,
     Expression,
+    Fault,
     FieldOf,
+    Guest,
     Instruction,
     Leave,
     Name,
@@ -22,6 +24,7 @@ from capvisor.dsl.syntax import (
     Program,
     Region,
     Register,
+    Setting,
     System,
     Text,
     walk,
@@ -47,6 +50,9 @@ class CvmChecker(SystemChecker):
     def _set_up(self, system: System) -> None:
         assert self._format is not None
         self._layout = Layout(self._format, memory_of(self._program)[0])
+        numbers: tuple[Setting | Guest, ...] = (*system.settings, *system.guests)
+        for each in numbers:
+            raise self._error(f"a cVM is `{each.name} size SIZE`, and a system of them has no numbers", each.position)
         if not system.regions:
             raise self._error("a system needs someone to act in it: `alice size 4K`", system.position)
         for region in system.regions:
@@ -116,6 +122,8 @@ class CvmChecker(SystemChecker):
                 self._instruction(action)
             case Assert(condition):
                 self._condition(condition, "`assert` needs a condition")
+            case Call(fault=Fault() as fault):
+                raise self._error("in a system of kind `cvm`, nothing gives a fault: say `-> refused CODE`", fault.position)
             case Call(name, operands, result):
                 self._arguments(name, operands, action.position)
                 self._result(result, (Code.OK, *CALLS[name].all_refusals), f"`{name}`")

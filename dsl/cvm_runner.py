@@ -26,6 +26,7 @@ from capvisor.dsl.syntax import (
     Expression,
     Instruction,
     Leave,
+    Measured,
     Program,
     Region,
     Register,
@@ -111,7 +112,7 @@ class CvmRun:
                 message = f"the monitor refuses to create `{region.name}`: {code.name}{self._why_refused(region, code)}"
                 raise ProgramError(message, region.position, self._program.source, self._program.text)
 
-    def execute(self, statement: By | Create | Destroy) -> Failure | None:
+    def execute(self, statement: By | Create | Destroy | Measured) -> Failure | None:
         """Execute a statement; what went wrong."""
         self._statement = " ".join(print_statement(statement).split())
         try:
@@ -126,6 +127,8 @@ class CvmRun:
                     if self._follower is not None:
                         self._follower.destroy(self._layout[name].number)
                     return self._answered(code, result)
+                case Measured():
+                    raise AssertionError(statement)  # the checker lets none through
         except AgentError as error:
             return Failure(self.line, "agent", f"`{self._statement}`: {error}")
 

@@ -6,10 +6,11 @@ One walk over the tree serves every kind of value that has Python's operators: p
 
 import operator
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from capvisor.dsl.syntax import (
     Binary,
+    Element,
     Expression,
     FieldOf,
     Integer,
@@ -31,6 +32,13 @@ class Environment(Protocol):
     def register(self, number: int) -> Any: ...
 
     def field(self, register: int, name: str) -> Any: ...
+
+
+@runtime_checkable
+class Tables(Protocol):
+    """An environment that has tables too, for programs that may name their rows."""
+
+    def element(self, name: str, *indices: int) -> Any: ...
 
 
 class _Nothing:
@@ -92,6 +100,9 @@ def evaluate(expression: Expression, environment: Environment) -> Any:
             return environment.register(number)
         case FieldOf(register, name):
             return environment.field(register, name)
+        case Element(name, indices):
+            assert isinstance(environment, Tables)
+            return environment.element(name, *(evaluate(each, environment) for each in indices))
         case Unary(kind, operand):
             return _UNARY[kind](evaluate(operand, environment))
         case Binary(kind, left, right):

@@ -13,7 +13,7 @@ from typing import Any
 from capvisor.dsl.draw import fix
 from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.runner import numbered
-from capvisor.dsl.syntax import By, Create, Destroy, Program
+from capvisor.dsl.syntax import By, Create, Destroy, Measured, Program
 from capvisor.dsl.system_kinds import SystemKind, kind_of
 from capvisor.dsl.system_runner import SystemVerdict, Watch, run_of
 
@@ -35,7 +35,7 @@ def violated(program: Program, policy: Any, invariants: Watch | None = None) -> 
     run.set_up()
     for line, statement in numbered(program):
         run.line = line
-        if isinstance(statement, By | Create | Destroy):
+        if isinstance(statement, By | Create | Destroy | Measured):
             run.execute(statement)
     return tuple(name for name in kind.invariants if name in verdict.violations)
 

@@ -64,7 +64,7 @@ def _refuse_excess(text: str, source: str) -> None:
     for number, line in enumerate(text.split("\n"), start=1):
         code = line.split("#")[0]
         for column, character in enumerate(code, start=1):
-            depth += (character == "(") - (character == ")")
+            depth += (character in "([") - (character in ")]")
             if depth > MAXIMUM_NESTING:
                 raise ProgramError(f"parentheses nest deeper than {MAXIMUM_NESTING}", Position(number, column), source, text)
         if len(_OPERATOR.findall(code)) > MAXIMUM_OPERATORS:
@@ -144,6 +144,17 @@ _EXAMPLES: dict[str, list[str]] = {
     ],
     "missing `size` and the region's size": ["deployer: create bob\n", "deployer: create bob at 5"],
     "missing `violates` and the invariants after `expect`": ["expect C1", "expect\n"],
+    "missing the fault's kind after `!fault`": [
+        "vm0: flush !fault\n",
+        "vm0: load 0 !fault\n",
+        "vm0: store 0, 1 !fault\n",
+        "vm0: load 0 !fault 5",
+    ],
+    "missing `refs`, `lookups` or `updates` and a number after `walk`": [
+        "expect walk\n",
+        "expect walk 5",
+        "expect walk refs\n",
+    ],
     "missing an invariant's name": ["expect violates\n", "expect violates C1,\n"],
     "a `given` register is `capability(TAG, HIGH, ADDRESS)`": [
         "given c1 = 5",
@@ -165,11 +176,15 @@ _MACHINE_EXAMPLES: dict[str, list[str]] = {
         "machine cc128 { memory 0 size 1 c1 = root }",
         "machine cc128 { c1 = root c2 = root }",
     ],
-    "missing `size` and the region's size": ["system cvm { alice }", "system cvm { alice; bob }", "system cvm { alice at 5"],
+    "missing `size` and the region's size": ["system cvm { alice }", "system cvm { alice; bob }"],
+    "missing `..` and the last frame": ["system tpt { vm0 frames 0 }", "system tpt { vm0 frames 0; vm1"],
+    "missing a number after {previous}": ["system tpt { vm0 frames }", "system tpt { vm0 frames 0..7 vcpus }"],
     "missing `;` between the system's parts": [
         "system cvm { alice size 4K bob size 4K }",
         "system cvm { policy intended bob size 4K }",
         "system cvm { format cc64 bob size 4K }",
+        "system tpt { frames 64 vm0 frames 0..7 }",
+        "system tpt { vm0 frames 0..7 vm1 frames 8..15 }",
     ],
     "missing a policy's name, or `without` and a guard": ["system cvm { policy }", "system cvm { policy; alice size 4K }"],
     "missing a guard's name after `without`": ["system cvm { policy without }", "system cvm { policy without; }"],
@@ -309,6 +324,8 @@ class _ToSyntax(Transformer[Token, Program]):
             self._only(meta, "policy", policies),
             tuple(each.name for each in settings if each.kind == "without"),
             tuple(item for item in items if isinstance(item, syntax.Region)),
+            tuple(item for item in items if isinstance(item, syntax.Guest)),
+            tuple(item for item in items if isinstance(item, syntax.Setting)),
             _at(meta),
         )
 
@@ -332,6 +349,14 @@ class _ToSyntax(Transformer[Token, Program]):
         outer = None if outer is None else str(outer)
         return syntax.Region(str(name), size, at, outer, purecap is not None, _token_at(name))
 
+    def guest(self, meta: AnyType, children: list[AnyType]) -> syntax.Guest:
+        name, first, last, vcpus, *flags = children
+        plain, mapped = (flag is not None for flag in flags)
+        return syntax.Guest(str(name), first, last, vcpus, plain, mapped, _token_at(name))
+
+    def setting(self, meta: AnyType, children: list[AnyType]) -> syntax.Setting:
+        return syntax.Setting(str(children[0]), children[1], _token_at(children[0]))
+
     def agent(self, meta: AnyType, children: list[Token]) -> syntax.Agent:
         name, thread = children
         number = 1 if thread is None else syntax.Integer(str(thread)).value
@@ -341,8 +366,11 @@ class _ToSyntax(Transformer[Token, Program]):
         return syntax.By(children[0], children[1], _at(meta))
 
     def act(self, meta: AnyType, children: list[AnyType]) -> syntax.Call | syntax.Instruction:
-        name, rest, result = children[0], children[1:-1], children[-1]
+        name, rest, fault, result = children[0], children[1:-2], children[-2], children[-1]
         if str(name) not in self._calls:
+            if fault is not None:
+                meant = "" if str(name) in OPERATIONS else suggest(str(name), self._calls)
+                raise self._error(f"`{name}` gives no fault{meant or '; of an instruction, say `!trap`'}", fault.position)
             if result is not None:
                 meant = "" if str(name) in OPERATIONS else suggest(str(name), self._calls)
                 message = (
@@ -359,7 +387,9 @@ class _ToSyntax(Transformer[Token, Program]):
             raise self._error(
                 "a call is refused with a code, `-> refused CODE`, and gives no trap", expectations[0].position
             )
-        return syntax.Call(str(name), self._arguments(name, rest), result, _token_at(name))
+        if fault is not None and result is not None:
+            raise self._error("an operation has a result or a fault, not both", result.position)
+        return syntax.Call(str(name), self._arguments(name, rest), result, fault, _token_at(name))
 
     def enter(self, meta: AnyType, children: list[AnyType]) -> syntax.Enter:
         return syntax.Enter(str(children[0]), self._arguments(children[0], children[1:]), _token_at(children[0]))
@@ -393,6 +423,13 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def violated(self, meta: AnyType, children: list[Token]) -> syntax.Violates:
         return syntax.Violates(tuple(str(name) for name in children), _at(meta))
+
+    def fault(self, meta: AnyType, children: list[AnyType]) -> syntax.Fault:
+        kind, field, value = children
+        return syntax.Fault(str(kind), None if field is None else str(field), value, _token_at(kind))
+
+    def measured(self, meta: AnyType, children: list[AnyType]) -> syntax.Measured:
+        return syntax.Measured(str(children[0]), children[1], _token_at(children[0]))
 
     def _error(self, message: str, position: Position) -> ProgramError:
         return ProgramError(message, position, self._source, self._text)
@@ -490,6 +527,9 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def truth(self, meta: AnyType, children: list[Token]) -> syntax.Truth:
         return syntax.Truth(children[0] == "true", _token_at(children[0]))
+
+    def element(self, meta: AnyType, children: list[AnyType]) -> syntax.Element:
+        return syntax.Element(str(children[0]), tuple(children[1:]), _token_at(children[0]))
 
     def name(self, meta: AnyType, children: list[Token]) -> syntax.Name:
         return syntax.Name(str(children[0]), _token_at(children[0]))

@@ -11,10 +11,13 @@ from capvisor.dsl.syntax import (
     Call,
     Create,
     Destroy,
+    Element,
     Enter,
     Expectation,
     Expression,
+    Fault,
     FieldOf,
+    Guest,
     Initial,
     Instruction,
     Integer,
@@ -22,6 +25,7 @@ from capvisor.dsl.syntax import (
     Let,
     Line,
     Machine,
+    Measured,
     Name,
     Operator,
     Program,
@@ -109,6 +113,8 @@ def print_statement(statement: Statement, agent_columns: int = 0) -> str:
             return f"deployer: destroy {name}{_result(result)}"
         case Violates(names):
             return f"expect violates {', '.join(names)}"
+        case Measured(what, value):
+            return f"expect walk {what} {print_expression(value)}"
 
 
 def _system(system: System) -> str:
@@ -118,7 +124,9 @@ def _system(system: System) -> str:
         parts.append(f"format {system.format}")
     if system.memory_base is not None and system.memory_size is not None:
         parts.append(f"memory {print_expression(system.memory_base)} size {print_expression(system.memory_size)}")
+    parts += [f"{setting.name} {print_expression(setting.value)}" for setting in system.settings]
     parts += [_region(region) for region in system.regions]
+    parts += [_guest(guest) for guest in system.guests]
     if system.policy is not None:
         parts.append(f"policy {system.policy}")
     parts += [f"policy without {guard}" for guard in system.without]
@@ -132,6 +140,19 @@ def _region(region: Region) -> str:
     place = "" if region.at is None else f" at {print_expression(region.at)}"
     around = "" if region.outer is None else f" in {region.outer}"
     return f"{region.name} size {print_expression(region.size)}{place}{around}{' purecap' if region.is_purecap else ''}"
+
+
+def _guest(guest: Guest) -> str:
+    vcpus = "" if guest.vcpus is None else f" vcpus {print_expression(guest.vcpus)}"
+    frames = f"{print_expression(guest.first)}..{print_expression(guest.last)}"
+    return f"{guest.name} frames {frames}{vcpus}{' plain' * guest.is_plain}{' mapped' * guest.is_mapped}"
+
+
+def _fault(fault: Fault | None) -> str:
+    if fault is None:
+        return ""
+    named = "" if fault.value is None else f" {fault.field} {print_expression(fault.value)}"
+    return f"  !fault {fault.kind}{named}"
 
 
 def _result(result: Result | None) -> str:
@@ -148,8 +169,8 @@ def print_agent(agent: Agent) -> str:
 def print_action(action: Instruction | Assert | Call | Enter | Leave) -> str:
     """What an agent does."""
     match action:
-        case Call(name, operands, result):
-            return f"{_call(name, operands)}{_result(result)}"
+        case Call(name, operands, result, fault):
+            return f"{_call(name, operands)}{_fault(fault)}{_result(result)}"
         case Enter(name, operands):
             return f"enter {_call(name, operands)}"
         case Leave(result):
@@ -244,6 +265,8 @@ def _with_binding(expression: Expression) -> tuple[str, int]:
             return f"{'c' if is_capability else 'x'}{number}", _ATOM_BINDING
         case FieldOf(register, name):
             return f"c{register}.{name}", _ATOM_BINDING
+        case Element(name, indices):
+            return f"{name}[{', '.join(print_expression(each) for each in indices)}]", _ATOM_BINDING
         case Unary(Operator.NOT, operand):
             return f"not {_expression(operand, _NOT_BINDING)}", _NOT_BINDING
         case Unary(operator, operand):

@@ -17,6 +17,7 @@ from capvisor.dsl.states import differences
 from capvisor.dsl.syntax import (
     Any,
     Assert,
+    Element,
     Expression,
     FieldOf,
     Instruction,
@@ -346,7 +347,7 @@ def _run_assert(
 
 def operand_report(condition: Expression, environment: AnyType) -> str:
     """What the named parts of a failed condition were worth."""
-    parts = dict.fromkeys(part for part in walk(condition) if isinstance(part, Name | Register | FieldOf))
+    parts = dict.fromkeys(part for part in walk(condition) if isinstance(part, Name | Register | FieldOf | Element))
     shown = []
     for part in parts:
         value = evaluate(part, environment)

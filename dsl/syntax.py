@@ -109,7 +109,16 @@ class Binary:
     position: Position = _position()
 
 
-Expression = Integer | Truth | Name | Register | FieldOf | Unary | Binary
+@dataclass(frozen=True)
+class Element:
+    """A row of a table of the system: `tag[5]`, `memory[5, 0]`."""
+
+    name: str
+    indices: tuple["Expression", ...]
+    position: Position = _position()
+
+
+Expression = Integer | Truth | Name | Register | FieldOf | Unary | Binary | Element
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,31 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Guest:
+    """A virtual machine: the frames that it has at the start, the first and the last, its vCPUs, what guest it runs.
+
+    It is plain, not enlightened; mapped, it starts with tables that map its frames.
+    """
+
+    name: str
+    first: Expression
+    last: Expression
+    vcpus: Expression | None = None
+    is_plain: bool = False
+    is_mapped: bool = False
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number of the system's: `frames 64`."""
+
+    name: str
+    value: Expression
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
 class System:
     """A system of compartments under a monitor: what there is at the start, and the monitor's policy.
 
@@ -218,6 +252,8 @@ class System:
     policy: str | None = None
     without: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
+    guests: tuple[Guest, ...] = ()
+    settings: tuple[Setting, ...] = ()
     position: Position = _position()
 
 
@@ -239,12 +275,23 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """A fault that an operation must give, and a field of it: `tag frame 9`, `page code 2`."""
+
+    kind: str
+    field: str | None = None
+    value: Expression | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
 class Call:
-    """A call of the monitor, with its arguments in the order of the kind's table of calls."""
+    """A call of the monitor, or another operation of a system, with its arguments in the order of the kind's table."""
 
     name: str
     operands: tuple[Expression | Text, ...] = ()
     result: Result | None = None
+    fault: Fault | None = None
     position: Position = _position()
 
 
@@ -300,7 +347,16 @@ class Violates:
     position: Position = _position()
 
 
-Statement = Machine | Let | Initial | Instruction | Assert | System | By | Create | Destroy | Violates
+@dataclass(frozen=True)
+class Measured:
+    """How much of something the last walk took: `walk refs 4`."""
+
+    field: str
+    value: Expression
+    position: Position = _position()
+
+
+Statement = Machine | Let | Initial | Instruction | Assert | System | By | Create | Destroy | Violates | Measured
 
 
 @dataclass(frozen=True)
@@ -355,3 +411,6 @@ def walk(expression: Expression) -> Iterator[Expression]:
     elif isinstance(expression, Binary):
         yield from walk(expression.left)
         yield from walk(expression.right)
+    elif isinstance(expression, Element):
+        for index in expression.indices:
+            yield from walk(index)

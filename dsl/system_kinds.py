@@ -12,8 +12,12 @@ from typing import Any
 
 from capvisor.dsl.syntax import Program
 from capvisor.spec.cvm import CALLS, Code
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Invariant
+from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.policy import GUARDS, POLICIES, Guard, MonitorPolicy
+from capvisor.spec.tag_policy import TAG_GUARDS, TAG_POLICIES, TagPolicy
+from capvisor.spec.tpt import OPERATIONS
+from capvisor.spec.tpt import Code as TptCode
+from capvisor.spec.tpt_invariants import TPT_INVARIANTS
 
 DEFAULT_POLICY = "intended"
 """The policy of every kind that has all guards on."""
@@ -25,13 +29,14 @@ class SystemKind:
 
     name: str
     policy: type[Any]
-    """A dataclass whose fields are the guards, each a bool."""
+    """A dataclass whose fields are the guards, each a bool; and what else there is to choose."""
     policies: Mapping[str, Any]
     """The presets, by name."""
     guards: Mapping[str, Guard]
-    invariants: Mapping[str, Invariant]
+    invariants: Mapping[str, Any]
+    """Each with `name`, `title` and `statement`."""
     calls: Mapping[str, Any]
-    """What agents can call, by name: each with `number`, `arguments` (name and kind), `all_refusals` and `summary`."""
+    """What agents can do beside instructions, by name; what a row says is for the kind's checker and runner."""
     codes: type[Enum]
     """What calls answer: `OK`, and why they are refused."""
     example: str
@@ -81,7 +86,22 @@ CVM = SystemKind(
     constants="capvisor.dsl.cvm_layout:constants_of",
     attacks=Path("programs/attacks/cvm"),
 )
-SYSTEM_KINDS: dict[str, SystemKind] = {kind.name: kind for kind in (CVM,)}
+TPT = SystemKind(
+    name="tpt",
+    policy=TagPolicy,
+    policies=TAG_POLICIES,
+    guards=TAG_GUARDS,
+    invariants=TPT_INVARIANTS,
+    calls=OPERATIONS,
+    codes=TptCode,
+    example="system tpt { vm0 frames 0..7 }",
+    checker="capvisor.dsl.tpt_check:TptChecker",
+    runner="capvisor.dsl.tpt_runner:TptRun",
+    watch="capvisor.dsl.tpt_watch:TptWatch",
+    constants="capvisor.dsl.tpt_layout:constants_of",
+    attacks=Path("programs/attacks/tpt"),
+)
+SYSTEM_KINDS: dict[str, SystemKind] = {kind.name: kind for kind in (CVM, TPT)}
 
 
 def kind_of(program: Program) -> SystemKind:

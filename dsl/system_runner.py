@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol
 
 from capvisor.dsl.runner import Failure, Verdict, numbered
-from capvisor.dsl.syntax import By, Create, Destroy, Program, Violates
+from capvisor.dsl.syntax import By, Create, Destroy, Measured, Program, Violates
 from capvisor.dsl.system import constants_of, policy_of
 from capvisor.dsl.system_kinds import kind_of
 
@@ -97,7 +97,7 @@ class SystemRun(Protocol):
     def set_up(self) -> None:
         """Make what the system has at the start. Raises ProgramError where that is refused."""
 
-    def execute(self, statement: By | Create | Destroy) -> Failure | None:
+    def execute(self, statement: By | Create | Destroy | Measured) -> Failure | None:
         """Execute a statement; what went wrong."""
 
 
@@ -125,7 +125,7 @@ def run_system(
     run.set_up()
     for line, statement in numbered(program):
         run.line = line
-        failure = run.execute(statement) if isinstance(statement, By | Create | Destroy) else None
+        failure = run.execute(statement) if isinstance(statement, By | Create | Destroy | Measured) else None
         verdict.failure = _differs(run.line, follower) or _unexpected(verdict, expected) or failure
         verdict.comparisons = 0 if follower is None else follower.compared
         if verdict.failure is not None:

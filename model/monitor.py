@@ -434,13 +434,14 @@ class Monitor:
 
     def is_checked(self, kind: ArgumentKind) -> bool:
         """Whether the policy has arguments of a kind checked."""
-        guards = {
-            ArgumentKind.POINTER: self.policy.pointers_checked,
-            ArgumentKind.RANGE: self.policy.advertised_range_checked,
-            ArgumentKind.LOCATION: self.policy.probe_location_checked,
-            ArgumentKind.ENTRY: True,
-        }
-        return guards.get(kind, False)
+        match kind:
+            case ArgumentKind.POINTER:
+                return self.policy.pointers_checked
+            case ArgumentKind.RANGE:
+                return self.policy.advertised_range_checked
+            case ArgumentKind.LOCATION:
+                return self.policy.probe_location_checked
+        return kind is ArgumentKind.ENTRY
 
     def needed_bytes(self, row: Call, place: int, words: tuple[Word, ...]) -> Size:
         """How much memory is meant by an argument."""

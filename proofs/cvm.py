@@ -73,7 +73,9 @@ class Way:
     labels: tuple[str, ...]
     """Of each condition, which invariant it supposes, if any."""
     guards: frozenset[str]
-    """The guards of the policy that were looked at."""
+    """The guards of the policy that the step looked at."""
+    said: frozenset[str]
+    """Those that the invariants themselves speak of."""
 
 
 def take(monitor: AnyMonitor, name: str) -> Iterator[Step]:
@@ -134,7 +136,7 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
     """Every way through a step, with the goals of some invariants."""
     attempts: list[AnyMonitor] = []
 
-    def run() -> tuple[bool, dict[str, tuple[z3.BoolRef, ...]], Cases, tuple[z3.BoolRef, ...]]:
+    def run() -> tuple[bool, dict[str, tuple[z3.BoolRef, ...]], Cases, tuple[z3.BoolRef, ...], frozenset[str]]:
         given = Given(is_abstract=True)
         with contracts.in_force(given):
             monitor = AnyMonitor(fmt, given, policy, [each for each in INDUCTIVE if each in invariants])
@@ -145,6 +147,8 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
             monitor.any_register, monitor.any_granule = register, granule
             monitor.any_grant = given.word("any_grant", 64)
             (step,) = take(monitor, name)
+            seen = frozenset(monitor.guards.seen)
+            monitor.guards.seen.clear()
             if name != BASE:
                 monitor.suppose(Place(any_cvm, other, granule=granule, grant=monitor.any_grant))
             threads = [*monitor.threads.looked_at, *monitor.threads.started]  # type: ignore[attr-defined]
@@ -156,17 +160,17 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
                 goals[each] = tuple(KEPT[each].holds(step, place) for place in asked)
             looked_at = tuple(term_of(any_cvm == each) for each in monitor.cvms if each is not any_cvm)
             parts = _parts(goals, monitor.about)
-            return step.is_completed, parts, cases(monitor, any_cvm, other, register, granule), looked_at
+            return step.is_completed, parts, cases(monitor, any_cvm, other, register, granule), looked_at, seen
 
     paths = symbolic.explore(run, most=2000)
     found = []
     for path, monitor in zip(paths, attempts, strict=True):
-        completed, goals, split, looked_at = path.result
+        completed, goals, split, looked_at, guards = path.result
         assumptions = monitor.given.assumptions
         supposed = (term_of(condition) for condition in assumptions)
         labels = ("",) * len(path.conditions) + tuple(monitor.labels.get(number, "") for number in range(len(assumptions)))
-        conditions, guards = (*path.conditions, *supposed), frozenset(monitor.guards.seen)
-        found.append(Way(conditions, goals, split, looked_at, completed, labels, guards))
+        conditions, said = (*path.conditions, *supposed), frozenset(monitor.guards.seen)
+        found.append(Way(conditions, goals, split, looked_at, completed, labels, guards, said))
     return found
 
 
@@ -257,6 +261,8 @@ class Proved:
     kept: dict[str, Kept]
     guards: frozenset[str]
     """The guards that the step looked at."""
+    said: frozenset[str]
+    """Those that the invariants themselves speak of."""
 
 
 def prove(
@@ -273,8 +279,9 @@ def prove(
     """
     result = dict.fromkeys(asked or invariants, Kept("unsat"))
     guards: frozenset[str] = frozenset()
+    said: frozenset[str] = frozenset()
     for way in ways(name, FORMATS[fmt], policy, invariants):
-        guards |= way.guards
+        guards, said = guards | way.guards, said | way.said
         question = lazy.Question(way.conditions, way.labels)
         for each in sorted(result, key=lambda each: each != FIRST):
             for goal in way.goals[each]:
@@ -286,7 +293,7 @@ def prove(
                 result[each] = result[each].and_also(answer, leant_on)
                 if each == FIRST and answer.result == "unsat":
                     question.suppose(goal, _AFTER)
-    return Proved(result, guards)
+    return Proved(result, guards, said)
 
 
 _AFTER = "after"

@@ -5,13 +5,15 @@ hold are the largest set of which each is kept by every step, by proofs that lea
 at the guard is the same step without it: its proof stands, where what it leans on does. The others are proved anew.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capvisor.proofs import cvm
-from capvisor.proofs.cvm_runner import StepOutcome, prove_step
+from capvisor.proofs.cache import Cache
+from capvisor.proofs.cvm_runner import StepOutcome, key_of, prove_step, recalled, to_keep
 from capvisor.proofs.runner import Workers
+from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.policy import GUARDS, without
 
 Key = tuple[str, str]
@@ -42,42 +44,75 @@ def largest(candidates: Iterable[str], outcomes: Iterable[StepOutcome]) -> set[s
         holds -= lost
 
 
-def to_prove(known: Sequence[StepOutcome]) -> list[tuple[str, Key]]:
-    """The steps that are others with a guard off, by guard: those that look at it."""
-    return [(guard, (each.step, each.format)) for guard in GUARDS for each in known if guard in each.guards]
+def is_another(outcome: StepOutcome, guard: str, fallen: Collection[str]) -> bool:
+    """Whether a step's proof must be made anew with a guard off, given what falls then.
+
+    So it is where the step looks at the guard; and where an invariant speaks of it, unless that one falls.
+    """
+    return guard in outcome.guards or (guard in outcome.said and SPEAKING not in fallen)
+
+
+SPEAKING = "C18"
+"""The invariant that speaks of guards: what is sealed is as the policy has it made."""
+
+
+def to_prove(known: Sequence[StepOutcome], fallen: Mapping[str, Collection[str]]) -> list[tuple[str, Key]]:
+    """What is to be proved anew, by guard."""
+    return [
+        (guard, (each.step, each.format))
+        for guard in GUARDS
+        for each in known
+        if is_another(each, guard, fallen.get(guard, ()))
+    ]
 
 
 def prove(
     known: Sequence[StepOutcome],
-    fallen: Mapping[str, frozenset[str]],
+    fallen: Mapping[str, Collection[str]],
     timeout_s: float,
     workers: int,
+    cache: Cache | None,
     finished: Callable[[], None],
-) -> list[Held]:
-    """What holds without each guard, given what is proved with all of them, and what falls without each.
+) -> tuple[list[Held], bool]:
+    """What holds without each guard, given what is proved with all of them, and what falls; whether Ctrl-C ended it early.
 
     Nothing holds without what every proof supposes: the harts' soundness (M8).
     """
     pool = Workers(workers)
-    waiting: dict[Future[StepOutcome], tuple[str, Key]] = {}
+    waiting: dict[Future[StepOutcome], tuple[str, Key, str]] = {}
     anew: dict[str, dict[Key, StepOutcome]] = {guard: {} for guard in GUARDS}
+    interrupted = False
     try:
-        for guard, (step, fmt) in to_prove(known):
+        for guard, (step, fmt) in to_prove(known, fallen):
             supposed = tuple(name for name in cvm.KEPT if name not in fallen.get(guard, ()))
-            future = pool.submit(prove_step, step, fmt, without(guard), timeout_s, supposed)
-            waiting[future] = guard, (step, fmt)
+            key = key_of(step, fmt, without(guard), supposed, timeout_s)
+            kept = cache.get(key) if cache is not None else None
+            if kept is not None:
+                anew[guard][step, fmt] = recalled(step, fmt, kept)
+                finished()
+            else:
+                future = pool.submit(prove_step, step, fmt, without(guard), timeout_s, supposed)
+                waiting[future] = guard, (step, fmt), key
         for future in as_completed(waiting):
-            guard, key = waiting[future]
-            anew[guard][key] = future.result()
+            guard, step_and_format, key = waiting[future]
+            anew[guard][step_and_format] = outcome = future.result()
+            if cache is not None and outcome.answers:
+                cache.put(key, to_keep(outcome))
             finished()
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         pool.stop(at_once=True)
-    found = []
-    for guard in GUARDS:
-        outcomes = [anew[guard].get((each.step, each.format), each) for each in known]
-        holds = largest((name for name in cvm.KEPT if name not in fallen.get(guard, ())), outcomes)
-        seconds = sum(each.seconds for each in anew[guard].values())
-        found.append(
-            Held(guard, tuple(name for name in cvm.KEPT if name in holds) if cvm.SOUND.name in holds else (), seconds)
-        )
-    return found
+    return [held_by(known, guard, anew[guard], fallen) for guard in GUARDS], interrupted
+
+
+def held_by(
+    known: Sequence[StepOutcome], guard: str, anew: Mapping[Key, StepOutcome], fallen: Mapping[str, Collection[str]]
+) -> Held:
+    """What holds without a guard. A step that looks at it and hasn't been proved anew keeps nothing."""
+    others = [each for each in known if is_another(each, guard, fallen.get(guard, ()))]
+    nothing = {(each.step, each.format): replace(each, answers={}) for each in others}
+    outcomes = [(nothing | dict(anew)).get((each.step, each.format), each) for each in known]
+    holds = largest((name for name in cvm.KEPT if name not in fallen.get(guard, ())), outcomes)
+    names = tuple(name for name in CVM_INVARIANTS if name in holds and cvm.SOUND.name in holds)
+    return Held(guard, names, sum(each.seconds for each in anew.values()))

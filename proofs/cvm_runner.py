@@ -29,6 +29,8 @@ class StepOutcome:
     """Of each invariant that is kept, which were used of those that are supposed before the step."""
     guards: tuple[str, ...] = ()
     """The guards that the step looks at."""
+    said: tuple[str, ...] = ()
+    """Those that the invariants themselves speak of."""
 
     @property
     def is_proved(self) -> bool:
@@ -47,7 +49,7 @@ def prove_step(
     seconds = sum(each.seconds for each in found.kept.values())
     answers = {name: each.result for name, each in found.kept.items()}
     leans_on = {name: tuple(sorted(each.leans_on)) for name, each in found.kept.items()}
-    return StepOutcome(step, fmt, answers, seconds, "", leans_on, tuple(sorted(found.guards)))
+    return StepOutcome(step, fmt, answers, seconds, "", leans_on, tuple(sorted(found.guards)), tuple(sorted(found.said)))
 
 
 def prove(
@@ -73,9 +75,9 @@ def prove(
 
     try:
         for step, fmt in steps:
-            kept = cache.get(_key(step, fmt, policy)) if cache is not None else None
+            kept = cache.get(key_of(step, fmt, policy)) if cache is not None else None
             if kept is not None:
-                done(_recalled(step, fmt, kept))
+                done(recalled(step, fmt, kept))
             else:
                 waiting[pool.submit(prove_step, step, fmt, policy, timeout_s)] = step, fmt
         for future in as_completed(waiting):
@@ -84,7 +86,7 @@ def prove(
             except BrokenProcessPool:
                 outcome = StepOutcome(*waiting[future], {}, 0.0, "a worker process was killed (out of memory?)")
             if outcome.is_proved and cache is not None:
-                cache.put(_key(outcome.step, outcome.format, policy), _to_keep(outcome))
+                cache.put(key_of(outcome.step, outcome.format, policy), to_keep(outcome))
             done(outcome)
     except KeyboardInterrupt:
         interrupted = True
@@ -106,17 +108,24 @@ def lemmas(steps: Sequence[tuple[str, str]]) -> list[Obligation]:
     return [*(obligations()[name] for name in minted), *cells]
 
 
-def _to_keep(outcome: StepOutcome) -> Answer:
-    """A proved step as an answer: what it leans on and looks at are its values' names."""
-    leans = (f"{name} {other}" for name, others in outcome.leans_on.items() for other in others)
-    return Answer("unsat", outcome.seconds, dict.fromkeys((*leans, *outcome.guards), 1))
+def to_keep(outcome: StepOutcome) -> Answer:
+    """What is proved of a step, as an answer: its values' names say what is kept, by what, and which guards count."""
+    kept = [name for name, answer in outcome.answers.items() if answer == "unsat"]
+    leans = (f"leans {name} {other}" for name in kept for other in outcome.leans_on.get(name, ()))
+    guards = (*(f"guard {name}" for name in outcome.guards), *(f"said {name}" for name in outcome.said))
+    return Answer("unsat", outcome.seconds, dict.fromkeys((*(f"kept {name}" for name in kept), *leans, *guards), 1))
 
 
-def _recalled(step: str, fmt: str, kept: Answer) -> StepOutcome:
-    pairs = [name.partition(" ") for name in kept.values or {}]
-    leans_on = {name: tuple(other for one, _gap, other in pairs if one == name and other) for name in cvm.KEPT}
-    guards = tuple(name for name, gap, _other in pairs if not gap)
-    return StepOutcome(step, fmt, dict.fromkeys(cvm.KEPT, "unsat"), kept.seconds, "", leans_on, guards)
+def recalled(step: str, fmt: str, kept: Answer) -> StepOutcome:
+    """The outcome that an answer was made of; what isn't proved in it isn't known."""
+    found: dict[str, list[list[str]]] = {"kept": [], "leans": [], "guard": [], "said": []}
+    for name in kept.values or {}:
+        what, *names = name.split(" ")
+        found[what].append(names)
+    answers = dict.fromkeys(cvm.KEPT, "unknown") | {name: "unsat" for (name,) in found["kept"]}
+    leans_on = {name: tuple(other for one, other in found["leans"] if one == name) for name in cvm.KEPT}
+    guards, said = (tuple(name for (name,) in found[each]) for each in ("guard", "said"))
+    return StepOutcome(step, fmt, answers, kept.seconds, "", leans_on, guards, said)
 
 
 def count(steps: Sequence[tuple[str, str]]) -> int:
@@ -154,5 +163,6 @@ def leaning(outcome: StepOutcome, unproved: dict[str, str]) -> StepOutcome:
     return replace(outcome, answers=dict.fromkeys(outcome.answers, "unknown"), reason=reason)
 
 
-def _key(step: str, fmt: str, policy: MonitorPolicy) -> str:
-    return f"{sources()}:cvm:{step}:{fmt}:{policy}:{solve.version('z3')}"
+def key_of(step: str, fmt: str, policy: MonitorPolicy, *others: object) -> str:
+    """What an outcome is kept under: all that it depends on."""
+    return f"{sources()}:cvm:{step}:{fmt}:{policy}:{solve.version('z3')}:{others}"

@@ -187,12 +187,12 @@ class Guards:
     """A policy that records which of its guards are looked at."""
 
     def __init__(self, policy: MonitorPolicy) -> None:
-        self._policy = policy
+        self.policy = policy
         self.seen: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         self.seen.add(name)
-        return getattr(self._policy, name)
+        return getattr(self.policy, name)
 
 
 class AnyMonitor(Monitor):
@@ -281,7 +281,7 @@ class AnyMonitor(Monitor):
             setattr(first, name, _Plain(copy.copy(getattr(self, name))))
         memory = self.memory
         first.memory = Memory(memory.format, memory.base, memory.size_bytes, copy.copy(memory.store))
-        first.accesses = []
+        first.accesses, first.policy = [], self.guards.policy
         first.grants_of = self._any_grant
         self._first = first
         for thread in self.threads.looked_at:  # type: ignore[attr-defined]
@@ -301,6 +301,7 @@ class AnyMonitor(Monitor):
             self.looks_at("portals", thread.portal)
             self.suppose(Place(thread.domain, thread=thread, grant=self.any_grant))
         self.memory.store.on_read = self._read_granule  # type: ignore[attr-defined]
+        self.guards.seen.clear()
 
     def _read_granule(self, index: Any) -> None:
         for thread in self.threads.looked_at:  # type: ignore[attr-defined]
