@@ -45,10 +45,6 @@ def _rule(name: str, module: str, before: str, after: str) -> Mutant:
     return Mutant(name, f"capvisor.model.{module}", before, after)
 
 
-def _walk(name: str, before: str, after: str) -> Mutant:
-    return Mutant(name, "capvisor.model.tpt", before, after)
-
-
 def _memory(name: str, before: str, after: str) -> Mutant:
     return Mutant(name, "capvisor.fastpath.memory", before, after)
 
@@ -56,28 +52,6 @@ def _memory(name: str, before: str, after: str) -> Mutant:
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
     for mutant in (
-        _walk("walk-any-page", "if policy.check_leaf:", "if not policy.check_leaf:"),
-        _walk("walk-any-root", "policy.check_root if at_root", "not policy.check_root if at_root"),
-        _walk("walk-any-table", "else policy.check_table_reads\n", "else not policy.check_table_reads\n"),
-        _walk(
-            "walk-any-update",
-            "self._check(self.system.policy.check_accessed_dirty_writes, walk.frame)",
-            "self._check(False, walk.frame)",
-        ),
-        _walk("walk-first-frame", "frames_of(level) if policy.uniform_large_pages else 1", "1"),
-        _walk(
-            "walk-tag-of-others",
-            "if looks & (self.system.tags.looked_up(frame) != self.row.vm):\n            raise Fault(FaultKind.TAG, frame=frame)\n\n"
-            "    def page",
-            "if looks & (self.system.tags.looked_up(frame) == self.row.vm):\n            raise Fault(FaultKind.TAG, frame=frame)\n\n"
-            "    def page",
-        ),
-        Mutant(
-            "walk-reads-twice",
-            "capvisor.model.paging",
-            "entry = space.read(walk, table, walk.address",
-            "entry = space.read(walk, table, 0) & 0 | space.read(walk, table, walk.address",
-        ),
         _bounds("top-carry", "+ internal + carry & 3", "+ carry & 3"),
         _bounds("top-wrap", "(length_high > 1)", "(length_high > 2)"),
         _bounds("validity-of-bottom", "(bottom >> highest - 1 == 0)", "(bottom >> highest - 1 < 4)"),

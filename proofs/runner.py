@@ -15,13 +15,12 @@ from capvisor.proofs import capability as _capability
 from capvisor.proofs import kernels as _kernels
 from capvisor.proofs import lane_memory as _lane_memory
 from capvisor.proofs import monitor as _monitor
-from capvisor.proofs import paging as _paging
 from capvisor.proofs import programs, solve
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.theorem import Obligation, Queries, obligations, queries, replay
 
-assert _bounds and _capability and _kernels and _lane_memory and _monitor and _paging
+assert _bounds and _capability and _kernels and _lane_memory and _monitor
 
 
 class Verdict(IntEnum):

@@ -24,7 +24,6 @@ UNSAID = {
     "monitor.mint",
     "kernels.bounds_are_valid", "kernels.permits", "kernels.within_bounds", "kernels.set_permissions", "invariant.fields",
     *lane_memory.LEMMAS,
-    *(name for name in THEOREMS if name.startswith("walk.")),
 }  # fmt: skip
 
 
