@@ -27,7 +27,7 @@ demo: $(STAMP) ## run the tutorial and the golden vectors on both implementation
 	$(BIN)/capvisor conform tests/vectors
 
 test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP) ## lint, types and the architecture of imports
 	$(BIN)/ruff check .
