@@ -5,17 +5,16 @@ state of every lane is compared, and the step is held against all invariants of 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from capvisor.campaign.cvm_attacks import play
-from capvisor.campaign.cvm_drill import drill
+from capvisor.campaign.cvm_drill import Drill, drill
 from capvisor.campaign.cvm_mirror import PARTS
-from capvisor.campaign.cvm_program import Failing, LaneEvent, events_of, program, reduced
+from capvisor.campaign.cvm_program import Failing, events_of, program, reduced
 from capvisor.campaign.cvm_systems import CRASHES, DIFFERS, Found, Systems
-from capvisor.campaign.findings import file_name, rule_of
+from capvisor.campaign.systems import SystemFailure, SystemFinding, SystemWork
 from capvisor.campaign.unit import Failure, Outcome, Work
 from capvisor.dsl.system import DEFAULT_POLICY, policy_named
 from capvisor.dsl.system_kinds import CVM
@@ -43,36 +42,6 @@ MOSTLY_REFUSED = 0.8
 """The share of refused calls, or of instructions, above which a campaign says little."""
 
 
-@dataclass(frozen=True)
-class SystemWork(Work):
-    """A unit of work on systems."""
-
-    policy: str = DEFAULT_POLICY
-
-
-@dataclass(frozen=True)
-class SystemFailure:
-    """A step of a system that went wrong, and everything that was done in its lane up to it."""
-
-    kind: str
-    """`breaks` an invariant, `differs` from the reference, or `crashes`."""
-    what: str
-    """The invariant, the part of the state that differs, or the error."""
-    step: str
-    """The instruction, call or operation of the deployer's."""
-    events: tuple[LaneEvent, ...]
-    format: str
-    policy: str
-    shard: int
-    lane: int
-    details: tuple[str, ...]
-
-    @property
-    def signature(self) -> str:
-        """What makes two failures the same."""
-        return f"{self.step} {self.kind} {self.what}"
-
-
 def perform(work: Work) -> Outcome:
     """Draw a unit's systems, execute their steps on both implementations and judge every one."""
     policy_name = work.policy if isinstance(work, SystemWork) else DEFAULT_POLICY
@@ -82,7 +51,7 @@ def perform(work: Work) -> Outcome:
     hybrid = drilled - drilled // 2
     runs = [drill(fmt, hybrid, policy)] if hybrid else []
     if drilled > hybrid:
-        runs.append(drill(fmt, drilled - hybrid, policy, is_purecap=True))
+        runs.append(drill(fmt, drilled - hybrid, policy, Drill.run_purecap))
     if work.count > drilled:
         runs.append(play([work.seed, work.shard], fmt, work.count - drilled, MOVES, policy, work.shard))
     first = 0
@@ -151,87 +120,19 @@ def _part(difference: str) -> str:
 # -- findings --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SystemFinding:
-    """A failure of a system as small as it could be made."""
+class CvmFinding(SystemFinding):
+    """A failure of a system of cVMs as small as it could be made."""
 
-    failure: SystemFailure
-    events: tuple[LaneEvent, ...]
-    lines: tuple[str, ...]
-    """The program that shows it."""
-    shrunk: bool
-    """Whether it fails on its own, so that it could be made smaller."""
-    tried: int = 0
-
-    @property
-    def signature(self) -> str:
-        """What makes two failures the same."""
-        return self.failure.signature
-
-    @property
-    def details(self) -> tuple[str, ...]:
-        """What differs, or what the invariant says."""
-        return self.failure.details
-
-    @property
-    def name(self) -> str:
-        """The name of its file."""
-        return file_name(f"{PROFILE} {self.signature}", self.lines)
-
-    @property
-    def title(self) -> str:
-        """What went wrong, in a line."""
-        failure = self.failure
-        if failure.kind == "breaks":
-            return f"`{failure.step}` violates {failure.what}, {CVM_INVARIANTS[failure.what].title}"
-        if failure.kind == CRASHES:
-            return f"`{failure.step}` ends the fast path with {failure.what}"
-        return f"`{failure.step}`: the implementations differ in {failure.what}"
-
-    @property
-    def rule(self) -> tuple[str, str]:
-        """What kind of failure it is."""
-        return rule_of(self.failure.kind, self.failure.what, CVM_INVARIANTS)
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The statements that are executed."""
-        return tuple(line for line in self.lines if not line.startswith(("system", "expect")))
-
-    def text(self, again: str) -> str:
-        """The finding's file."""
-        comments = [self.title, *self.details, f"signature: {self.signature}"]
-        if not self.shrunk:
-            comments.append("not made smaller: on its own, the program doesn't fail")
-        comments.append(f"again: {again}")
-        return "\n".join([*(f"# {each}" for each in comments), *self.lines]) + "\n"
-
-    def as_json(self) -> dict[str, Any]:
-        """The finding for a report."""
-        failure = self.failure
-        return {
-            "signature": self.signature,
-            "title": self.title,
-            "kind": failure.kind,
-            "what": failure.what,
-            "stepping": "lock step",
-            "shard": failure.shard,
-            "lane": failure.lane,
-            "operations": len(self.steps),
-            "shrunk": self.shrunk,
-            "details": list(self.details),
-            "file": f"{self.name}.cap",
-            "program": "\n".join(self.lines) + "\n",
-        }
+    profile, invariants = PROFILE, CVM_INVARIANTS
 
 
-def finding_of(failure: SystemFailure, _fails: object = None) -> SystemFinding:
+def finding_of(failure: SystemFailure, _fails: object = None) -> CvmFinding:
     """Make a failure small."""
     fmt, policy = FORMATS[failure.format], policy_named(failure.policy, CVM)[1]
     found = reduced(fmt, policy, failure.events, failure.what if failure.kind == "breaks" else failure.kind)
     events, tried = (list(failure.events), 0) if found is None else found
     lines = tuple(program(fmt, policy, events))
-    return SystemFinding(failure, tuple(events), lines, found is not None, tried)
+    return CvmFinding(failure, tuple(events), lines, found is not None, tried)
 
 
 # -- what was never put to the test ----------------------------------------------------------------------------------------

@@ -272,11 +272,12 @@ def play(
     moves: int,
     policy: MonitorPolicy = INTENDED,
     turn: int = 0,
+    systems_type: type[Systems] = Systems,
     **options: Any,
 ) -> Systems:
-    """Draw and make moves, in all lanes and on both implementations."""
+    """Draw and make moves, in all lanes and on both implementations, or as that type of systems has it."""
     rng = np.random.default_rng(seed)
-    systems = Systems(fmt, MEMORY_BASE, MEMORY_BYTES, lanes, policy, **options)
+    systems = systems_type(fmt, MEMORY_BASE, MEMORY_BYTES, lanes, policy, **options)
     attacker = Attacker(rng, systems, float(rng.choice([0.1, 0.6, 1.0])), turn)
 
     def all_moves() -> None:

@@ -112,7 +112,7 @@ class _Rows(Rows):
                 self[number] = changed
 
 
-class _Table:
+class TableMirror:
     """A table of the reference's, its rows where the fast path has those of the same numbers."""
 
     def __init__(self, lanes: int, table: Table) -> None:
@@ -222,7 +222,7 @@ class Mirror:
         self.halves = np.zeros((lanes, batch.memory.granules, 2), np.uint64)
         self.threads = {name: np.zeros(harts, column.dtype) for name, column in batch.threads.items()}
         self.frames = {name: np.zeros(harts, column.dtype) for name, column in batch.frames.items()}
-        self.tables = {name: _Table(lanes, getattr(batch, name)) for name in TABLES}
+        self.tables = {name: TableMirror(lanes, getattr(batch, name)) for name in TABLES}
         self.is_slot = np.zeros((lanes, batch.memory.granules), np.bool_)
         self.slot_grant = np.zeros((lanes, batch.memory.granules), np.uint64)
         self.clock, self.printed = np.zeros(lanes, np.uint64), np.zeros(lanes, np.uint64)

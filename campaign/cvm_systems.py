@@ -3,7 +3,6 @@
 After every step the whole state of every lane is compared, and the step is held against all invariants in every lane.
 """
 
-import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from capvisor.campaign.cvm_mirror import Mirror
 from capvisor.campaign.cvm_oracles import Change, Oracles
 from capvisor.campaign.cvm_states import differences
+from capvisor.campaign.systems import CRASHES, DIFFERS, MOST_DETAILS, CrashError, Found, exercise
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.machine import DDC
 from capvisor.fastpath.monitor import BatchMonitor
@@ -25,6 +25,8 @@ from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.operations import OPERATIONS, OperandKind
 from capvisor.spec.policy import INTENDED, MonitorPolicy
+
+__all__ = ["CRASHES", "DIFFERS", "CrashError", "Found", "Systems", "exercise"]
 
 assert _rules
 
@@ -47,30 +49,8 @@ class Event(NamedTuple):
     """By lane: how many threads there were before."""
 
 
-class Found(NamedTuple):
-    """Something wrong in a lane: a difference, or an invariant that was violated."""
-
-    what: str
-    lane: int
-    details: tuple[str, ...]
-    events: int
-    """How many events it took."""
-    step: str
-    """The instruction, the call, or the deployer's operation."""
-
-
 NO_CALL = "no call"
 """What is called by a number that no call has."""
-
-DIFFERS, CRASHES = "differs", "crashes"
-"""What is found beside violated invariants: other states, and an error that ends the fast path."""
-
-MOST_DETAILS = 5
-"""How many differences of a lane are kept."""
-
-
-class CrashError(Exception):
-    """The fast path has ended with an error."""
 
 
 @dataclass
@@ -94,6 +74,8 @@ class Counts:
 class Systems:
     """The same systems twice. `found` is what went wrong, in the order in which it did."""
 
+    mirror_type: type[Mirror] = Mirror
+
     def __init__(
         self,
         fmt: CapabilityFormat,
@@ -108,7 +90,7 @@ class Systems:
         """With invariants as oracles, or without."""
         self.format, self.lanes, self.policy = fmt, lanes, policy
         self.batch = batch_type(fmt, base, size_bytes, lanes, policy)
-        self.mirror = Mirror(self.batch)
+        self.mirror = self.mirror_type(self.batch)
         self.monitors = self.mirror.monitors
         self.oracles = Oracles(self.batch) if oracles else None
         self.events: list[Event] = []
@@ -327,18 +309,3 @@ class Systems:
         for lane in self.mirror.misread().tolist():
             if lane not in self.broken:
                 raise AssertionError(f"lane {lane}: the reference has changed what it didn't say")
-
-
-def exercise(systems: Systems, moves: Callable[[], None]) -> None:
-    """Make moves, until the fast path ends with an error; it is among what was found."""
-    # A unit makes many small tuples, none of them in a cycle.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        moves()
-        systems.finish()
-    except CrashError:
-        assert systems.found
-    finally:
-        if collecting:
-            gc.enable()

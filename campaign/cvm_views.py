@@ -270,6 +270,10 @@ class LaneMonitor:
     def region_code(self, cvm_id: Any) -> Any:
         return HeldCapability(self.format, self._pick(self._known.minted.code, cvm_id))
 
+    def otype(self, cvm_id: Wide) -> Any:
+        """The object types of what is sealed for cVMs."""
+        return self._batch.otype(cvm_id.low)
+
     def own_pair(self, cvm_id: Wide) -> tuple[Any, Any]:
         minted, otype = self._known.minted, self._batch.otype(cvm_id.low)
         code, data = (self._batch.sealed(self._pick(each, cvm_id), otype) for each in minted)

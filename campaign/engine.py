@@ -14,12 +14,12 @@ from pathlib import Path
 
 from capvisor.campaign import findings
 from capvisor.campaign.coverage import Behaviour
-from capvisor.campaign.cvm import SystemWork
 from capvisor.campaign.findings import AnyFinding
 from capvisor.campaign.recipes import Shape
 from capvisor.campaign.reduction import Fails
 from capvisor.campaign.schedulers import Scheduler
 from capvisor.campaign.subjects import subject_of
+from capvisor.campaign.systems import SystemWork
 from capvisor.campaign.unit import Outcome, Work
 from capvisor.dsl.system import DEFAULT_POLICY
 

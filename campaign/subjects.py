@@ -1,4 +1,6 @@
-"""What campaigns are about: one hart's programs, or systems of cVMs. The rest of a campaign doesn't depend on it.
+"""What campaigns are about: one hart's programs, systems of cVMs, or of translation pass-through.
+
+The rest of a campaign doesn't depend on it.
 
 A subject does units of work and says what a failure is, how it is made small and written down, and what a campaign of it
 must put to the test. Another monitor becomes a subject in these steps:
@@ -16,14 +18,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from capvisor.campaign import cvm, findings
+from capvisor.campaign import cvm, findings, tpt
 from capvisor.campaign.findings import AnyFinding
 from capvisor.campaign.recipes import PROFILES
+from capvisor.campaign.systems import SystemWork
 from capvisor.campaign.unit import LANES, WIDE_LANES, Outcome, Work
 from capvisor.campaign.unit import perform as perform_hart
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.invariants import INVARIANTS
+from capvisor.spec.tpt_invariants import TPT_INVARIANTS
 
 if TYPE_CHECKING:
     from capvisor.campaign.engine import Report
@@ -84,9 +88,14 @@ def _lanes_of_cvms(_compare: bool) -> int:
     return cvm.LANES
 
 
+def _lanes_of_tpt(_compare: bool) -> int:
+    return tpt.LANES
+
+
 HARTS = Subject(perform_hart, _lanes_of_a_hart, _weaknesses_of_a_hart, findings.finding_of, INVARIANTS)
 SYSTEMS: dict[str, Subject] = {
-    cvm.PROFILE: Subject(cvm.perform, _lanes_of_cvms, cvm.weaknesses, cvm.finding_of, CVM_INVARIANTS, cvm.SystemWork, True)
+    cvm.PROFILE: Subject(cvm.perform, _lanes_of_cvms, cvm.weaknesses, cvm.finding_of, CVM_INVARIANTS, SystemWork, True),
+    tpt.PROFILE: Subject(tpt.perform, _lanes_of_tpt, tpt.weaknesses, tpt.finding_of, TPT_INVARIANTS, SystemWork, True),
 }
 """Subjects of which a program is a system, by the profile's name."""
 

@@ -16,6 +16,7 @@ from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
 from capvisor.cli.prove_system import list_steps, prove_system
 from capvisor.cli.status import InputError, Status
+from capvisor.cli.sweep import sweep_parts
 from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
@@ -28,10 +29,9 @@ from capvisor.proofs.isa import columns as statements_of_columns
 from capvisor.proofs.matrix import prove as prove_cells
 from capvisor.proofs.matrix import table_of
 from capvisor.proofs.programs import obligation_of
-from capvisor.proofs.runner import Outcome, Settings, Verdict, with_lemmas
+from capvisor.proofs.runner import Outcome, Settings, Verdict, interrupted_once, with_lemmas
 from capvisor.proofs.runner import prove as prove_obligations
-from capvisor.proofs.sweep import SWEEPS, Finding, changes
-from capvisor.proofs.sweep import sweep as sweep_modules
+from capvisor.proofs.sweep import SWEEPS
 from capvisor.proofs.teeth import bites
 from capvisor.proofs.theorem import Obligation, obligations
 from capvisor.proofs.witness import any_program_of
@@ -100,6 +100,7 @@ def prove(
     `capvisor prove cvm [STEP]...` proves that steps of the Intravisor's system keep its invariants: instructions of guests,
     calls, operations of the deployer; all of them, or those that patterns choose.
     """
+    click.get_current_context().with_resource(interrupted_once())
     _check_options(click.get_current_context(), system=names[0] if names and names[0] in SYSTEM_KINDS else None)
     check_writable(json_path)
     check_writable(junit_path)
@@ -109,7 +110,7 @@ def prove(
         kept = _cache(no_cache, state)
         return prove_system(names[0], names[1:], policy, timeout, workers, kept, json_path, junit_path)
     if sweep is not None:
-        return _sweep([*SWEEPS] if sweep == "all" else [sweep], timeout, workers)
+        return sweep_parts([*SWEEPS] if sweep == "all" else [sweep], timeout, workers)
     chosen = _choose(names, everything or (listing and not names and not matrix), matrix)
     if listing:
         rows = [(each.id, each.theorem.statement) for each in chosen]
@@ -201,31 +202,6 @@ def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
     out.print(table(("theorem", "mutant", "outcome", "counterexample"), rows), soft_wrap=False)
     out.print(f"\n{len(rows) - survivors} of {len(rows)} mutants noticed")
     return Status.VIOLATION if survivors else Status.OK
-
-
-def _sweep(parts: list[str], timeout_s: float, workers: int) -> int:
-    """Every comparison negated and every guard dropped, one at a time: which theorem notices it, or why none does."""
-    findings: list[Finding] = []
-    modules = tuple(module for part in parts for module in SWEEPS[part])
-    total = sum(1 for module in modules for _change in changes(module))
-    with progress("changes", total) as advance:
-        for finding in sweep_modules(modules, timeout_s, workers):
-            findings.append(finding)
-            advance(1)
-    noticed = [(each.change.line, each.change.name, each.noticed_by) for each in findings if each.noticed_by]
-    out = console(is_final=True)
-    out.print(table(("line", "change", "noticed by"), noticed, right=(0,)), soft_wrap=False)
-    survivors = [finding for finding in findings if not finding.noticed_by]
-    rows = [
-        (each.change.line, each.change.name, each.equivalent or "NOT EXPLAINED: a gap in the theorems") for each in survivors
-    ]
-    if rows:
-        out.print()
-        headings = ("line", "change that no theorem notices", "why it changes nothing")
-        out.print(table(headings, rows, right=(0,)), soft_wrap=False)
-    unexplained = sum(not finding.is_explained for finding in survivors)
-    out.print(f"\n{total} changes: {total - len(survivors)} noticed, {len(survivors)} survive, {unexplained} unexplained")
-    return Status.VIOLATION if unexplained else Status.OK
 
 
 def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> list[Obligation]:

@@ -12,8 +12,6 @@ from capvisor.dsl.system import policy_named
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.cvm_runner import StepOutcome
-from capvisor.spec.formats import FORMATS
-from capvisor.spec.operations import OPERATIONS
 
 _MARKS = {"unsat": "+", "sat": "-", "unknown": "?"}
 
@@ -28,7 +26,10 @@ def prove_system(
     json_path: Path | None,
     junit_path: Path | None,
 ) -> int:
-    """Prove that steps keep the invariants of the system; patterns choose steps, `file_*.cc64` those of one format."""
+    """Prove that steps keep the invariants of the system; patterns choose steps, `file_*.cc64` those of one format.
+
+    What a step has in its name after the dot is a capability format, or what the kind of system has in its place.
+    """
     try:
         name, policy = policy_named(policy_name, SYSTEM_KINDS[system])
     except LookupError as error:
@@ -83,12 +84,7 @@ def _choose(system: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
     tools = SYSTEM_TOOLS[system]
     if not tools.all_steps():
         raise InputError(f"nothing can be proved of the steps of a system {system} yet")
-    known = [
-        (step, fmt.name)
-        for step in (tools.all_steps() if patterns else tools.steps())
-        for fmt in FORMATS.values()
-        if step not in OPERATIONS or OPERATIONS[step].minimum_xlen <= fmt.address_width
-    ]
+    known = [(step, fmt) for step in (tools.all_steps() if patterns else tools.steps()) for fmt in tools.formats(step)]
     if not patterns:
         return known
     chosen: dict[tuple[str, str], None] = {}

@@ -8,7 +8,6 @@ from textwrap import wrap
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from capvisor.cli import programs
 from capvisor.cli.options import implementation_option, json_option, parse_settings, paths_argument, seed_option
@@ -79,8 +78,7 @@ def run(
             verdicts.append(run_program(program, values, Implementation(implementation), watch))
         else:
             tools, chosen = SYSTEM_TOOLS[program.system.kind], policies[program.source]
-            paired = tools.pair is not None and implementation == Implementation.BOTH.value
-            pair = tools.pair(program, chosen[1]) if tools.pair and paired else None
+            pair = tools.pair(program, chosen[1]) if implementation == Implementation.BOTH.value else None
             verdicts.append(run_system(program, values, chosen, tools.tracer(out.print) if trace else None, pair))
     out = console(is_final=True)
     of_machines = [each for each in verdicts if not isinstance(each, SystemVerdict)]
@@ -125,13 +123,6 @@ def _check_options(
     """Options that the programs can't be run with. Raises InputError."""
     if systems and implementation == Implementation.FAST.value:
         raise InputError(f"{systems[0].source}: a program of a system runs on the reference, or on both")
-    if click.get_current_context().get_parameter_source("implementation") is not ParameterSource.DEFAULT:
-        alone = [each for each in systems if SYSTEM_TOOLS[kind_of(each).name].pair is None]
-        if alone and implementation == Implementation.BOTH.value:
-            kind = kind_of(alone[0]).name
-            raise InputError(
-                f"{alone[0].source}: a system {kind} runs on the reference alone: no fast path runs programs of it"
-            )
     if (policy_name is not None or cost) and len(systems) < len(files):
         other = next(program for program in files if program.system is None)
         option = "--cost" if policy_name is None else "--policy"

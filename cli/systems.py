@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from capvisor.cli.cvm_pair import CvmPair
+from capvisor.cli.tpt_pair import TptPair
 from capvisor.cli.tpt_trace import TptTracer
 from capvisor.cli.trace import CvmTracer
 from capvisor.dsl.syntax import Program
 from capvisor.dsl.system_runner import Executed, Follower
-from capvisor.proofs import cvm, cvm_guards, cvm_runner
+from capvisor.proofs import cvm, cvm_guards, cvm_runner, tpt, tpt_runner
+from capvisor.spec.formats import FORMATS
+from capvisor.spec.operations import OPERATIONS
+
+
+def formats_of(step: str) -> tuple[str, ...]:
+    """The capability formats that there is a step in: an operation of the machine's may need wide ones."""
+    least = OPERATIONS[step].minimum_xlen if step in OPERATIONS else 0
+    return tuple(fmt.name for fmt in FORMATS.values() if fmt.address_width >= least)
 
 
 @dataclass(frozen=True)
@@ -18,8 +27,8 @@ class SystemTools:
 
     tracer: Callable[[Callable[[str], None]], Callable[[Executed], None]]
     """Makes what shows a run step by step, of a function that writes a line."""
-    pair: Callable[[Program, Any], Follower] | None = None
-    """Makes, of a program and a policy, what repeats a run on the fast path, and compares; None: nothing does."""
+    pair: Callable[[Program, Any], Follower]
+    """Makes, of a program and a policy, what repeats a run on the fast path, and compares."""
     steps: Callable[[], Mapping[str, str]] = dict
     """The steps that are all of them together, with their kinds."""
     all_steps: Callable[[], Mapping[str, str]] = dict
@@ -32,6 +41,8 @@ class SystemTools:
     """Of outcomes with every guard on, what is to be proved anew with one off, guard by guard."""
     hold: Callable[..., tuple[list[cvm_guards.Held], bool]] | None = None
     """Proves what holds with each guard off: as `proofs.cvm_guards.prove`; None where there are no such proofs."""
+    formats: Callable[[str], Sequence[str]] = formats_of
+    """The capability formats that a step is proved in, or what the kind has in their place."""
 
 
 SYSTEM_TOOLS: dict[str, SystemTools] = {
@@ -45,6 +56,14 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         cvm_guards.to_prove,
         cvm_guards.prove,
     ),
-    "tpt": SystemTools(TptTracer),
+    "tpt": SystemTools(
+        TptTracer,
+        TptPair,
+        steps=tpt.steps,
+        all_steps=tpt.steps,
+        prove=tpt_runner.prove,
+        count=tpt_runner.count,
+        formats=tpt.variants,
+    ),
 }
 """A row for each of `SYSTEM_KINDS`."""

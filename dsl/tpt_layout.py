@@ -1,7 +1,7 @@
 """What a program of translation pass-through has at its start: frames, VMs, vCPUs, devices; and what its names stand for."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from capvisor.dsl.evaluate import constant
 from capvisor.dsl.syntax import Guest, Program, System
@@ -71,6 +71,22 @@ class Layout:
         first, last = constant(guest.first), constant(guest.last)
         number = FIRST_VM + len(self.placed)
         self.placed[guest.name] = Placed(number, first, last, cpus, guest.is_plain, guest.is_mapped)
+
+    def start_of(self, name: str) -> Iterator[tuple[Any, ...]]:
+        """The operations that a VM starts with, each with its operands."""
+        placed = self.placed[name]
+        yield "create", placed.number, placed.mode.value, self.levels
+        for frame in range(placed.first, placed.last + 1):
+            yield "assign", frame, placed.number, frame - placed.first
+        for cpu in placed.cpus:
+            yield "run", cpu, placed.number, FIRST_ASID_OF_ALL, placed.cr3
+        if placed.is_mapped:
+            cpu, base, levels = placed.cpus[0], placed.base, self.levels
+            for table in range(base, base + levels - 1):
+                yield "write_pte", cpu, table, 0, table + 1 << FRAME_SHIFT | NAMES["rw"]
+            for index in range(placed.last + 1 - placed.first - levels):
+                entry = base + levels + index << FRAME_SHIFT | NAMES["rw"]
+                yield "write_pte", cpu, base + levels - 1, index, entry
 
     def cpus(self) -> dict[str, int]:
         """The vCPUs by name."""

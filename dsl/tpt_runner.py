@@ -1,22 +1,21 @@
 """Running a program of translation pass-through: each statement is an operation, a step that is held against T1 to T13."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.evaluate import evaluate
 from capvisor.dsl.printer import print_action, print_agent, print_expression, print_statement
 from capvisor.dsl.runner import Failure, operand_report
 from capvisor.dsl.syntax import Agent, Assert, By, Call, Create, Destroy, Expression, Measured, Program, Text
-from capvisor.dsl.system_runner import AgentError, Executed, SystemVerdict, Violation
+from capvisor.dsl.system_runner import AgentError, Executed, Follower, SystemVerdict, Violation
 from capvisor.dsl.tpt_check import FAULT_FIELDS, FAULTS, MEASURES, VALUE, written_operands
-from capvisor.dsl.tpt_layout import FIRST_ASID_OF_ALL, NAMES, Layout, Placed
+from capvisor.dsl.tpt_layout import NAMES, Layout
 from capvisor.dsl.tpt_watch import TptWatch, describe_place
 from capvisor.model.tags import TagTable
 from capvisor.model.tpt import System
 from capvisor.model.tpt_system import perform
-from capvisor.spec.paging import FRAME_SHIFT
 from capvisor.spec.tag_policy import TagPolicy
 from capvisor.spec.tpt import OPERATIONS, Actor, Code, OperandKind
 from capvisor.spec.tpt_invariants import Step
@@ -70,6 +69,13 @@ class View:
         raise LookupError(name)
 
 
+class TptFollower(Follower, Protocol):
+    """Does what a run does once more."""
+
+    def step(self, name: str, operands: tuple[Any, ...]) -> None:
+        """An operation."""
+
+
 class TptRun:
     """A system with translation pass-through while its program runs."""
 
@@ -81,7 +87,7 @@ class TptRun:
         verdict: SystemVerdict,
         watch: Callable[[Executed], None],
         invariants: TptWatch | None = None,
-        _follower: Any = None,
+        follower: TptFollower | None = None,
     ) -> None:
         assert program.system is not None
         self._program, self._values, self._verdict, self._watch = program, values, verdict, watch
@@ -90,7 +96,7 @@ class TptRun:
         self._tags = CountedTags(self._layout.frames)
         layout = self._layout
         self.system = System(layout.frames, layout.cpu_count, layout.devices, policy, tags=self._tags)
-        self._invariants = invariants or TptWatch()
+        self._invariants, self._follower = invariants or TptWatch(), follower
         self._given: dict[str, int] = {}
         """By agent, the word that it was given last."""
         self._walk = dict.fromkeys(MEASURES, 0)
@@ -104,7 +110,7 @@ class TptRun:
         assert self._program.system is not None
         for guest in self._program.system.guests:
             self.line, self._statement = guest.position.line, f"the start of {guest.name}"
-            for name, *operands in self._start_of(self._layout.placed[guest.name]):
+            for name, *operands in self._layout.start_of(guest.name):
                 step = self._perform(name, *operands)
                 if not step.is_completed:
                     text = f"`{name} {', '.join(map(str, operands))}`: {outcome_of(step)}"
@@ -122,21 +128,6 @@ class TptRun:
                     None,
                 )
             )
-
-    def _start_of(self, placed: Placed) -> Iterator[tuple[Any, ...]]:
-        """The operations that a VM starts with."""
-        yield "create", placed.number, placed.mode.value, self._layout.levels
-        for frame in range(placed.first, placed.last + 1):
-            yield "assign", frame, placed.number, frame - placed.first
-        for cpu in placed.cpus:
-            yield "run", cpu, placed.number, FIRST_ASID_OF_ALL, placed.cr3
-        if placed.is_mapped:
-            cpu, base, levels = placed.cpus[0], placed.base, self._layout.levels
-            for table in range(base, base + levels - 1):
-                yield "write_pte", cpu, table, 0, table + 1 << FRAME_SHIFT | NAMES["rw"]
-            for index in range(placed.last + 1 - placed.first - levels):
-                entry = base + levels + index << FRAME_SHIFT | NAMES["rw"]
-                yield "write_pte", cpu, base + levels - 1, index, entry
 
     # -- statements --------------------------------------------------------------------------------------------------------
 
@@ -218,6 +209,8 @@ class TptRun:
     def _perform(self, name: str, *operands: Any) -> Step:
         """A step, held against the invariants."""
         step = perform(self.system, name, *operands)
+        if self._follower is not None:
+            self._follower.step(name, operands)
         done = self._tags.lookups
         for found in self._invariants.violated(step):
             place = describe_place(step, found.place, self._names)

@@ -83,7 +83,7 @@ class BatchMonitor:
         """A new thread of a cVM in each of some lanes, at an entry of it; their harts."""
         numbers = self.thread_counts()[lanes]
         while len(numbers) and numbers.max() >= self.slots:
-            self._add_slots()
+            self.add_slots()
         harts: Indices = numbers * self.lanes + lanes
         for name, column in self.threads.items():
             column[harts] = {"exists": True, "is_live": True, "home": cvm_id}.get(name, 0)
@@ -92,7 +92,7 @@ class BatchMonitor:
         self.write_integer(cvm.RESULT_REGISTERS[0], harts, argument)
         return harts
 
-    def _add_slots(self) -> None:
+    def add_slots(self) -> None:
         """Make room for twice as many threads."""
         harts = Harts(self.memory, 2 * self.harts.lanes)
         harts.copy_of(self.harts)

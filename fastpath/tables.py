@@ -58,6 +58,15 @@ class Table:
         self.numbers, self.is_used = _doubled(self.numbers), _doubled(self.is_used)
         self.columns = {name: _doubled(column) for name, column in self.columns.items()}
 
+    def repeated(self, lanes: int) -> "Table":
+        """A table in which so many lanes have what the first lane of this one has."""
+        other = Table(0, {})
+        other.numbers = np.repeat(self.numbers[:1], lanes, axis=0)
+        other.is_used = np.repeat(self.is_used[:1], lanes, axis=0)
+        other._filled = np.repeat(self._filled[:1], lanes, axis=0)
+        other.columns = {name: np.repeat(column[:1], lanes, axis=0) for name, column in self.columns.items()}
+        return other
+
     def count(self, lanes: Indices) -> Indices:
         """How many rows are live."""
         live: Indices = self["is_live"][lanes].sum(axis=1)

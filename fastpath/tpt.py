@@ -22,7 +22,7 @@ from capvisor.fastpath.workspace import Flags, Words
 from capvisor.spec import tpt
 from capvisor.spec.paging import FRAME_NUMBERS, FRAME_SHIFT, FREE, INDEX_BITS, WORD_BYTES, WORDS_PER_FRAME, Mode
 from capvisor.spec.tag_policy import INTENDED, TagPolicy
-from capvisor.spec.tpt import ASIDS, CACHE_SLOTS, OPERATIONS, SWAP_SLOTS, TLB_SLOTS
+from capvisor.spec.tpt import ASIDS, CACHE_SLOTS, SWAP_SLOTS, TLB_SLOTS
 
 assert _guests and _hosts
 
@@ -44,7 +44,12 @@ def _columns(columns: dict[str, Any], *shape: int) -> dict[str, NDArray[Any]]:
     return {name: np.zeros(shape, kind) for name, kind in columns.items()}
 
 
-def _mapping_numbers(vm: Words, guest_frame: Words) -> Words:
+def _repeated(columns: dict[str, NDArray[Any]], lanes: int) -> dict[str, NDArray[Any]]:
+    """Tables of so many lanes with the rows of the first one."""
+    return {name: np.repeat(column[:1], lanes, axis=0) for name, column in columns.items()}
+
+
+def mapping_numbers(vm: Words, guest_frame: Words) -> Words:
     """The numbers of the rows of guest frames in the host's map."""
     return vm << np.uint64(_GUEST_FRAME_BITS) | guest_frame
 
@@ -83,6 +88,24 @@ class BatchSystem:
         self.disk = np.zeros((lanes, SWAP_SLOTS, WORDS_PER_FRAME), np.uint64)
         self.swaps = _columns(SWAP, lanes, SWAP_SLOTS)
 
+    def repeated(self, lanes: int) -> "BatchSystem":
+        """So many systems, each as the first of these is."""
+        other = BatchSystem(0, self.frame_count, self.vcpu_count, self.device_count, self.policy)
+        other.lanes, other.p2m = lanes, self.p2m.repeated(lanes)
+        for name in ("tags", "large", "pending", "asids", "devices", "iotlb"):
+            setattr(other, name, np.repeat(getattr(self, name)[:1], lanes, axis=0))
+        for slots, mine in ((other.tlb, self.tlb), (other.caches, self.caches)):
+            slots.columns, slots.next = _repeated(mine.columns, lanes), np.repeat(mine.next[:1], lanes, axis=0)
+        for name in ("frames", "vms", "vcpus", "walks", "swaps"):
+            setattr(other, name, _repeated(getattr(self, name), lanes))
+        for name in ("words", "disk"):
+            # Frames that hold nothing stay untouched, and take no memory.
+            held, words = getattr(self, name)[0], np.zeros((lanes, *getattr(self, name).shape[1:]), np.uint64)
+            for frame in np.flatnonzero(held.any(axis=1)):
+                words[:, frame] = held[frame]
+            setattr(other, name, words)
+        return other
+
     # -- steps -------------------------------------------------------------------------------------------------------------
 
     def step(self, lanes: Indices, name: str, operands: Sequence[Words]) -> Results:
@@ -90,19 +113,6 @@ class BatchSystem:
         request = Request(self, lanes)
         OPERATION_KERNELS[name](self, request, *operands)
         return request.results
-
-    def step_divergent(self, names: Sequence[str], chosen: Indices, operands: Words) -> Results:
-        """One operation in every lane, names[chosen]; operands are uint64[lanes, as many as it has or more]."""
-        ended = Results(*Request(self, np.arange(self.lanes)).results)
-        for number, name in enumerate(names):
-            mine = np.flatnonzero(chosen == number)
-            if len(mine):
-                count = len(OPERATIONS[name].operands)
-                results = self.step(mine, name, [operands[mine, place] for place in range(count)])
-                columns: list[NDArray[Any]] = list(ended)
-                for column, values in zip(columns, results, strict=True):
-                    column[mine] = values
-        return ended
 
     # -- memory ------------------------------------------------------------------------------------------------------------
 
@@ -158,18 +168,18 @@ class BatchSystem:
     def mapped(self, lanes: Indices, vm: Words, guest_frame: Words) -> tuple[Flags, Words]:
         """Whether guest frames of VMs are mapped, and to which frames."""
         exists = guest_frame < np.uint64(FRAME_NUMBERS)
-        numbers = _mapping_numbers(vm, np.where(exists, guest_frame, np.uint64(0)))
+        numbers = mapping_numbers(vm, np.where(exists, guest_frame, np.uint64(0)))
         at = self.p2m.find(lanes, numbers)
         is_mapped = exists & self.p2m["is_mapped"][lanes, at]
         return is_mapped, np.where(is_mapped, self.p2m["frame"][lanes, at], np.uint64(0))
 
     def map(self, lanes: Indices, vm: Words, guest_frame: Words, frame: Words) -> None:
         """Let guest frames be frames."""
-        self.p2m.put(lanes, _mapping_numbers(vm, guest_frame), is_mapped=True, frame=frame)
+        self.p2m.put(lanes, mapping_numbers(vm, guest_frame), is_mapped=True, frame=frame)
 
     def unmap(self, lanes: Indices, vm: Words, guest_frame: Words) -> None:
         """Let guest frames, which are mapped, be none."""
-        self.p2m.put(lanes, _mapping_numbers(vm, guest_frame), is_mapped=False, frame=0)
+        self.p2m.put(lanes, mapping_numbers(vm, guest_frame), is_mapped=False, frame=0)
 
     def mappings(self, lane: int) -> dict[tuple[int, int], int]:
         """The frames of all guest frames that are mapped in one lane, by VM and guest frame."""
@@ -178,6 +188,11 @@ class BatchSystem:
             if row["is_mapped"]:
                 found[number >> _GUEST_FRAME_BITS, number & FRAME_NUMBERS - 1] = row["frame"]
         return found
+
+    @staticmethod
+    def mapping_keys(numbers: Words) -> tuple[Words, Words]:
+        """The VMs and guest frames of rows of the map, by their numbers."""
+        return numbers >> np.uint64(_GUEST_FRAME_BITS), numbers & np.uint64(FRAME_NUMBERS - 1)
 
     # -- the host's books --------------------------------------------------------------------------------------------------
 

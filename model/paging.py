@@ -435,7 +435,7 @@ class Shadow:
         table = self.root
         for level in range(self.levels, 1, -1):
             index = found.address >> index_shift(level) & WORDS_PER_FRAME - 1
-            if not self.memory.get(table, index) & P:
+            if self.memory.get(table, index) & P == 0:
                 self.memory.set(table, index, self.take_frame() << FRAME_SHIFT | P | RW | US)
             table = named_frame(self.memory.get(table, index))
         rights = select(found.is_writable & found.is_dirty, RW, 0) | select(found.is_user_page, US, 0)

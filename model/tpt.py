@@ -186,7 +186,7 @@ class System:
         row = self.vcpus[vcpu]
         self.tlb.drop_translations(vcpu, lambda entry: matches(entry, row.asid, walk.address))
         self.tlb.fill(vcpu, row.next_tlb, row.asid, walk)
-        self.vcpus[vcpu] = row._replace(next_tlb=(row.next_tlb + 1) % TLB_SLOTS)
+        self.vcpus[vcpu] = row._replace(next_tlb=row.next_tlb + 1 & TLB_SLOTS - 1)
 
     def touch(self, kind: str, vcpu: VcpuId, vm: VmId, frame: Frame, index: int, is_write: bool) -> None:
         """Note that a word is about to be accessed for a VM by a vCPU."""
@@ -283,7 +283,7 @@ class TaggedSpace(GuestSpace):
         if not_(walk.is_cached) & (walk.level < self.vm.levels):
             row = self.system.vcpus[self.vcpu]
             self.system.tlb.keep_table(self.vcpu, row.next_cache, row.asid, walk)
-            self.system.vcpus[self.vcpu] = row._replace(next_cache=(row.next_cache + 1) % CACHE_SLOTS)
+            self.system.vcpus[self.vcpu] = row._replace(next_cache=row.next_cache + 1 & CACHE_SLOTS - 1)
         return walk.frame
 
     def table_again(self, walk: Walk) -> Frame:

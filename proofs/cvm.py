@@ -6,9 +6,9 @@ invariant is asked of any place: the thread that acts, another one, one that was
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import z3
 
@@ -17,7 +17,7 @@ from capvisor.model import system
 from capvisor.proofs import contracts, cvm_guest, lazy, solve, symbolic
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
 from capvisor.proofs.state import any_operands
-from capvisor.proofs.symbolic import term_of
+from capvisor.proofs.symbolic import as_int, term_of
 from capvisor.proofs.theorem import Given
 from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS, SOUND, Place, Step
@@ -58,15 +58,24 @@ KEPT = {**CVM_INVARIANTS, SOUND.name: SOUND}
 Cases = dict[str, tuple[z3.BoolRef, ...]]
 
 
+class Goal(NamedTuple):
+    """What is to be shown at a place, and the symbol of the cVM whose place it is."""
+
+    condition: z3.BoolRef
+    holder: str
+
+
 @dataclass(frozen=True)
 class Way:
     """One way through a step: what holds on it, and the goal of each invariant."""
 
     conditions: tuple[z3.BoolRef, ...]
-    goals: dict[str, tuple[z3.BoolRef, ...]]
+    goals: dict[str, tuple[Goal, ...]]
     """Of each invariant what is to be shown, part by part: of each capability at each place."""
     cases: Cases
     """Of each symbol of a place, the conditions on which it is one that the step wrote to."""
+    of_holders: dict[str, tuple[tuple[z3.BoolRef, ...], ...]]
+    """Of each cVM whose places goals are about, the conditions on which it, or its outer one, is concerned in the step."""
     looked_at: tuple[z3.BoolRef, ...]
     """The conditions on which the cVM of a place is one that the step looked at."""
     is_completed: bool
@@ -136,7 +145,7 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
     """Every way through a step, with the goals of some invariants."""
     attempts: list[AnyMonitor] = []
 
-    def run() -> tuple[bool, dict[str, tuple[z3.BoolRef, ...]], Cases, tuple[z3.BoolRef, ...], frozenset[str]]:
+    def run() -> tuple[Any, ...]:
         given = Given(is_abstract=True)
         with contracts.in_force(given):
             monitor = AnyMonitor(fmt, given, policy, [each for each in INDUCTIVE if each in invariants])
@@ -149,6 +158,7 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
             (step,) = take(monitor, name)
             seen = frozenset(monitor.guards.seen)
             monitor.guards.seen.clear()
+            concerned = [*monitor.regions.written, *monitor.cvms[monitor.cvms_of_threads :]]  # type: ignore[attr-defined]
             if name != BASE:
                 monitor.suppose(Place(any_cvm, other, granule=granule, grant=monitor.any_grant))
             threads = [*monitor.threads.looked_at, *monitor.threads.started]  # type: ignore[attr-defined]
@@ -159,18 +169,23 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
                 asked = places[:1] if each in _OF_TABLES else places
                 goals[each] = tuple(KEPT[each].holds(step, place) for place in asked)
             looked_at = tuple(term_of(any_cvm == each) for each in monitor.cvms if each is not any_cvm)
-            parts = _parts(goals, monitor.about)
-            return step.is_completed, parts, cases(monitor, any_cvm, other, register, granule), looked_at, seen
+            holders = {"any_cvm": any_cvm} | {
+                _name_of(each): each for each in map(monitor.domain_at_first, monitor.threads.looked_at)
+            }
+            parts = _parts(goals, monitor.about, tuple(holders))
+            split = cases(monitor, any_cvm, other, register, granule)
+            of_holders = {each: _of_holder(monitor, symbol, concerned) for each, symbol in holders.items()}
+            return step.is_completed, parts, split, of_holders, looked_at, seen
 
     paths = symbolic.explore(run, most=2000)
     found = []
     for path, monitor in zip(paths, attempts, strict=True):
-        completed, goals, split, looked_at, guards = path.result
+        completed, goals, split, of_holders, looked_at, guards = path.result
         assumptions = monitor.given.assumptions
         supposed = (term_of(condition) for condition in assumptions)
         labels = ("",) * len(path.conditions) + tuple(monitor.labels.get(number, "") for number in range(len(assumptions)))
         conditions, said = (*path.conditions, *supposed), frozenset(monitor.guards.seen)
-        found.append(Way(conditions, goals, split, looked_at, completed, labels, guards, said))
+        found.append(Way(conditions, goals, split, of_holders, looked_at, completed, labels, guards, said))
     return found
 
 
@@ -187,30 +202,55 @@ def cases(monitor: AnyMonitor, any_cvm: Any, other: Any, register: Any, granule:
         if access.is_store:
             ends = (access.address, access.address + access.size_bytes - 1)
             stored += [place - base >> shift for place in ends[: 1 if access.is_capability else 2]]
+    created: list[Any] = monitor.regions.written  # type: ignore[attr-defined]
     written = (
         ("any_register", register, [each for thread in threads for each in thread.hart.registers.written]),
         ("any_granule", granule, stored),
-        ("any_cvm", any_cvm, monitor.regions.written),  # type: ignore[attr-defined]
-        ("any_other", other, monitor.regions.written),  # type: ignore[attr-defined]
+        ("any_cvm", any_cvm, created),
+        ("any_other", other, created),
         ("any_grant", monitor.any_grant, monitor.grants.written),  # type: ignore[attr-defined]
     )
-    found = {}
-    for name, symbol, numbers in written:
-        terms = [z3.simplify(term_of(symbol == number)) for number in numbers]
-        found[name] = tuple({term.get_id(): term for term in terms if not z3.is_false(term)}.values())
+    found = {name: _which(symbol, numbers) for name, symbol, numbers in written}
     return found | {name: tuple(map(term_of, conditions)) for name, conditions in monitor.cases.items()}
 
 
-def _split(way: Way, goal: z3.BoolRef, depth: int) -> Iterator[tuple[z3.BoolRef, ...]]:
+def _of_holder(monitor: AnyMonitor, holder: Any, concerned: Sequence[Any]) -> tuple[tuple[z3.BoolRef, ...], ...]:
+    """Which of the cVMs concerned the holder of a place is, and which one that was written to is its outer one."""
+    created: list[Any] = monitor.regions.written  # type: ignore[attr-defined]
+    of_outer = _which(monitor.outer_at_first(holder), created) if created else ()
+    return _which(holder, concerned), of_outer
+
+
+def _which(symbol: Any, numbers: Sequence[Any]) -> tuple[z3.BoolRef, ...]:
+    """The conditions on which a symbol is one of some numbers, the last one first, none twice."""
+    terms = [(z3.simplify(term), term) for number in reversed(numbers) for term in [_is_at(symbol, number)]]
+    found = {short.get_id(): term for short, term in terms if not (z3.is_false(short) or z3.is_true(short))}
+    return tuple(found.values())
+
+
+def _name_of(symbol: Any) -> str:
+    (name,) = lazy.symbols(as_int(symbol).term)
+    return name
+
+
+def _is_at(symbol: Any, number: Any) -> z3.BoolRef:
+    """That a place is the one of a number, as the solver's arrays compare them."""
+    bits = as_int(symbol).term.size() - 1
+    return z3.simplify(as_int(symbol).at(bits)) == z3.simplify(as_int(number).at(bits))
+
+
+def _split(way: Way, goal: Goal, depth: int) -> Iterator[tuple[z3.BoolRef, ...]]:
     """The cases in which a goal is asked that is too much at once.
 
-    At depth 1, each symbol of its place is one that was written to, the first such, or none; at 2, the place's cVM is one
-    that the step looked at, or none.
+    At depth 1, each symbol of its place is one that was written to, the first such, or none; at 2, its holder is a cVM that
+    is concerned in the step, or none; at 3, the place's cVM is one that the step looked at, or none.
     """
-    names = lazy.symbols(goal)
+    names = lazy.symbols(goal.condition)
     if depth == 1:
         concerned = {name for name in way.cases if name in names and (name != "any_granule" or "memory_tags" in names)}
         ways_to_be = [_one_of(conditions) for name, conditions in way.cases.items() if name in concerned]
+    elif depth == 2:
+        ways_to_be = [_one_of(conditions) for conditions in way.of_holders.get(goal.holder, ())]
     else:
         ways_to_be = [_one_of(way.looked_at)] if "any_cvm" in names else []
     for chosen in itertools.product(*ways_to_be):
@@ -223,15 +263,18 @@ def _one_of(conditions: tuple[z3.BoolRef, ...]) -> list[tuple[z3.BoolRef, ...]]:
     return [(*none[:place], each) for place, each in enumerate(conditions)] + [tuple(none)]
 
 
-def _parts(goals: dict[str, tuple[Any, ...]], about: str) -> dict[str, tuple[z3.BoolRef, ...]]:
+def _parts(goals: dict[str, tuple[Any, ...]], about: str, holders: Sequence[str]) -> dict[str, tuple[Goal, ...]]:
     """The parts of goals, none twice, and none that another way is about."""
     seen: set[int] = set()
     others = set(cvm_guest.PLACES) - {about} if about else set[str]()
-    found: dict[str, tuple[z3.BoolRef, ...]] = {}
+    found: dict[str, tuple[Goal, ...]] = {}
     for name, places in goals.items():
-        parts = [part for place in places for part in lazy.conjuncts(term_of(place))]
-        parts = [part for part in parts if not others & lazy.symbols(part)]
-        found[name] = tuple(part for part in parts if part.get_id() not in seen and not seen.add(part.get_id()))
+        # Threads that the step starts have no symbol for their cVM: it is one that the step knows.
+        named = itertools.zip_longest(places, holders[: len(places)], fillvalue="")
+        parts = [Goal(part, holder) for place, holder in named for part in lazy.conjuncts(term_of(place))]
+        parts = [part for part in parts if not others & lazy.symbols(part.condition)]
+        new = (part for part in parts if part.condition.get_id() not in seen)
+        found[name] = tuple(part for part in new if not seen.add(part.condition.get_id()))  # type: ignore[func-returns-value]
     return found
 
 
@@ -292,7 +335,7 @@ def prove(
                     leant_on |= result[FIRST].leans_on
                 result[each] = result[each].and_also(answer, leant_on)
                 if each == FIRST and answer.result == "unsat":
-                    question.suppose(goal, _AFTER)
+                    question.suppose(goal.condition, _AFTER)
     return Proved(result, guards, said)
 
 
@@ -300,28 +343,34 @@ _AFTER = "after"
 """The label of what was proved of the first invariant after the step."""
 
 
-_BRIEFLY_S = (1.0, 8.0)
-"""How long a goal is asked at once, and in few cases, before those that gave no answer are split further."""
+_BRIEFLY_S = (1.0, 4.0, 8.0, 8.0)
+"""How long a goal is asked at once, in few cases, in more, and in parts, before what gave no answer is split further."""
+
+_PARTS = 3
+"""Which of these it is that divides goals."""
 
 
-def _ask(way: Way, question: lazy.Question, goal: z3.BoolRef, timeout_s: float) -> solve.Answer:
-    """Whether a goal can fall: asked at once, then in ever more cases, where that gives no answer."""
+def _ask(way: Way, question: lazy.Question, goal: Goal, timeout_s: float) -> solve.Answer:
+    """Whether a goal can fall: asked at once, then in ever more cases, and parts, where that gives no answer."""
     seconds = 0.0
-    pending: list[tuple[z3.BoolRef, ...]] = [()]
-    for depth, limit in enumerate((*_BRIEFLY_S, timeout_s)):
-        if depth:
-            pending = [(*case, *more) for case in pending for more in _split(way, goal, depth)]
-        open_cases = []
-        for case in pending:
-            answer = question.ask(goal, min(limit, timeout_s), case)
+    pending: list[tuple[z3.BoolRef, tuple[z3.BoolRef, ...]]] = [(goal.condition, ())]
+    for step, limit in enumerate((*_BRIEFLY_S, timeout_s)):
+        if step == _PARTS:
+            pending = [(each, case) for part, case in pending for each in question.parts(part)]
+        elif step:
+            cases = list(_split(way, goal, min(step, _PARTS)))
+            pending = [(part, (*case, *more)) for part, case in pending for more in cases]
+        still_open = []
+        for part, case in pending:
+            answer = question.ask(part, min(limit, timeout_s), case)
             seconds += answer.seconds
             if answer.result == "sat":
                 return replace(answer, seconds=seconds)
             if answer.result == "unknown":
-                open_cases.append(case)
+                still_open.append((part, case))
                 if limit >= timeout_s:
                     return replace(answer, seconds=seconds)
-        if not open_cases:
+        if not still_open:
             break
-        pending = open_cases
+        pending = still_open
     return replace(answer, result="unsat", seconds=seconds)

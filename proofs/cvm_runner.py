@@ -65,6 +65,7 @@ def prove(
     `finished` is called as often as `count` says.
     """
     outcomes: dict[tuple[str, str], StepOutcome] = {}
+    unproved: dict[str, str] = {}
     waiting: dict[Future[StepOutcome], tuple[str, str]] = {}
     pool = Workers(workers)
     interrupted = False
@@ -88,14 +89,13 @@ def prove(
             if outcome.is_proved and cache is not None:
                 cache.put(key_of(outcome.step, outcome.format, policy), to_keep(outcome))
             done(outcome)
+        pool.stop(at_once=False)
+        settings = Settings(timeout_s=max(timeout_s, Settings.timeout_s), workers=workers, cache=cache)
+        unproved, interrupted = prove_lemmas(lemmas(steps), settings, finished)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         pool.stop(at_once=interrupted)
-    unproved: dict[str, str] = {}
-    if not interrupted:
-        settings = Settings(timeout_s=max(timeout_s, Settings.timeout_s), workers=workers, cache=cache)
-        unproved, interrupted = prove_lemmas(lemmas(steps), settings, finished)
     return [leaning(outcomes[each], unproved) for each in steps if each in outcomes], interrupted
 
 

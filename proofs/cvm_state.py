@@ -207,6 +207,8 @@ class AnyMonitor(Monitor):
         """Which invariant an assumption is, by its number among all."""
         self.cvms: list[Any] = []
         """The cVMs whose regions are looked at."""
+        self.cvms_of_threads = 0
+        """How many of them threads belong to: the first ones."""
         self._grants: list[Any] = []
         self._portals: list[Any] = []
         self._witnesses: list[Any] = []
@@ -302,6 +304,7 @@ class AnyMonitor(Monitor):
             self.suppose(Place(thread.domain, thread=thread, grant=self.any_grant))
         self.memory.store.on_read = self._read_granule  # type: ignore[attr-defined]
         self.guards.seen.clear()
+        self.cvms_of_threads = len(self.cvms)
 
     def _read_granule(self, index: Any) -> None:
         for thread in self.threads.looked_at:  # type: ignore[attr-defined]
@@ -330,6 +333,14 @@ class AnyMonitor(Monitor):
 
     _holder: Any = 0
     """The cVM that hypotheses are about at the moment."""
+
+    def domain_at_first(self, thread: Thread) -> Any:
+        """Which cVM a thread ran for."""
+        return self._first_threads[id(thread)].domain
+
+    def outer_at_first(self, cvm_id: Any) -> Any:
+        """The cVM that a cVM was nested in."""
+        return self._first.regions[cvm_id].outer
 
     def suppose(self, place: Place) -> None:
         """Suppose the invariants at a place, of the state at first."""

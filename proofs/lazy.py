@@ -7,8 +7,10 @@ arguments give equal results is added in the same way, where values break it: wh
 """
 
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import z3
 
@@ -16,6 +18,9 @@ from capvisor.proofs.solve import Answer
 
 _TOGETHER = 40
 """How many broken hypotheses are added at a time."""
+
+_FIRST_ROUNDS, _MORE_ROUNDS = 14, 1.5
+"""After how many rounds hypotheses are put in another order, and by what factor that grows."""
 
 
 def conjuncts(goal: z3.BoolRef) -> Iterator[z3.BoolRef]:
@@ -25,6 +30,19 @@ def conjuncts(goal: z3.BoolRef) -> Iterator[z3.BoolRef]:
         return
     for part in goal.children():
         yield from conjuncts(part)
+
+
+def _clauses(goal: z3.BoolRef) -> Iterator[z3.BoolRef]:
+    """The parts of a goal that is a conjunction, or one in some other conditions: not all ways of dividing it."""
+    within = [each for each in goal.children() if z3.is_and(each)] if z3.is_or(goal) else []
+    if z3.is_and(goal):
+        for part in goal.children():
+            yield from _clauses(part)
+    elif within:
+        others = [each for each in goal.children() if not each.eq(within[-1])]
+        yield from (z3.Or(*others, part) for part in conjuncts(within[-1]))
+    else:
+        yield goal
 
 
 def symbols(term: z3.ExprRef) -> frozenset[str]:
@@ -73,7 +91,7 @@ class _Flat:
     def _combined(self, term: z3.ExprRef, parts: list[z3.ExprRef]) -> z3.ExprRef:
         declaration = term.decl()
         if declaration.kind() == z3.Z3_OP_UNINTERPRETED:
-            return self._result(declaration.name(), tuple(parts), term.sort())
+            return self._result(declaration.name(), tuple(map(z3.simplify, parts)), term.sort())
         if z3.is_and(term):
             return z3.And(*parts)
         if z3.is_or(term):
@@ -102,6 +120,9 @@ class _Flat:
         return self._symbols[key]
 
 
+_Pairs = list[tuple[z3.ExprRef, z3.ExprRef]]
+
+
 class Question:
     """Hypotheses, of which goals are asked one by one."""
 
@@ -128,47 +149,99 @@ class Question:
         self._hypotheses.insert(0, flat)
         self._labels.setdefault(flat.get_id(), label)
 
+    def parts(self, goal: z3.BoolRef) -> list[z3.BoolRef]:
+        """Goals that together are a goal."""
+        return list(_clauses(z3.simplify(self._flat.term(goal))))
+
     def ask(self, goal: z3.BoolRef, timeout_s: float, case: Iterable[z3.BoolRef] = ()) -> Answer:
-        """Whether the hypotheses can hold in a case where the goal doesn't: "unsat" says that the goal is proved."""
-        start = time.perf_counter()
-        refuted = (*case, z3.Not(goal))
-        used, pending = [z3.simplify(self._flat.term(each)) for each in refuted], self._hypotheses
-        equal_arguments: set[tuple[str, int, int]] = set()
+        """Whether the hypotheses can hold in a case where the goal doesn't: "unsat" says that the goal is proved.
+
+        Which hypotheses are met first decides between a moment and minutes. So after some rounds it is tried again with
+        them in another order, and with more rounds each time.
+        """
+        start = time.process_time()
+        flat = [self._flat.term(each) for each in (*case, z3.Not(goal))]
+        asked = [*map(z3.simplify, flat), *self._merged(flat[:-1])]
+        order, rounds = list(self._hypotheses), float(_FIRST_ROUNDS)
+        mixing = random.Random(0)
         while True:
-            seconds = time.perf_counter() - start
-            if seconds >= timeout_s:
-                return Answer("unknown", seconds, reason="time limit")
-            result, solver = _check(used, timeout_s - seconds)
+            answer = self._search(asked, order, int(rounds), start + timeout_s)
+            if answer is not None:
+                return replace(answer, seconds=time.process_time() - start)
+            mixing.shuffle(order)
+            rounds *= _MORE_ROUNDS
+
+    def _search(self, asked: list[z3.BoolRef], pending: Sequence[z3.BoolRef], rounds: int, end_s: float) -> Answer | None:
+        """An answer by as few hypotheses as it takes, if so many rounds are enough."""
+        used = asked
+        equal_arguments: set[tuple[str, int, int]] = set()
+        for _round in range(rounds):
+            left_s = end_s - time.process_time()
+            if left_s <= 0:
+                return Answer("unknown", 0.0, reason="time limit")
+            result, solver = _check(used, left_s)
             if result != z3.sat:
                 self.leant_on |= {label for each in used if (label := self._labels.get(each.get_id()))}
-                seconds = time.perf_counter() - start
-                return Answer(str(result), seconds, reason=solver.reason_unknown() if result == z3.unknown else "")
-            model = solver.model()
-            broken, pending = _broken(model, pending)
+                return Answer(str(result), 0.0, reason=solver.reason_unknown() if result == z3.unknown else "")
+            values = _Values(solver.model())
+            broken, pending = _broken(values, pending)
             # Values of symbols that nothing has been said of yet matter only in the end.
             present = frozenset().union(*map(self._symbols_of, used)) if broken else None
-            broken += self._unequal(model, present, equal_arguments)
+            broken += self._unequal(values, present, equal_arguments)
             if not broken:
-                return Answer("sat", time.perf_counter() - start)
+                return Answer("sat", 0.0)
             used = used + broken
+        return None
+
+    def _merged(self, case: Sequence[z3.BoolRef]) -> list[z3.BoolRef]:
+        """Results that are equal as the equalities of a case make arguments the same."""
+        known = [pair for each in case if (pair := _definition(each))]
+        false = [(z3.simplify(each.arg(0)), z3.BoolVal(False)) for each in case if z3.is_not(each)]
+        names = frozenset(symbol.get_id() for symbol, _term in known).union(*(self._symbols_of(each) for each, _ in false))
+        found: list[z3.BoolRef] = []
+        merged: set[int] = set()
+        while True:
+            pairs = []
+            for results in self._flat.results.values():
+                first: dict[tuple[int, ...], z3.ExprRef] = {}
+                for arguments, symbol in results:
+                    if symbol.get_id() in merged:
+                        continue
+                    terms = tuple(self._replaced(each, false, known, names) for each in arguments)
+                    other = first.setdefault(tuple(each.get_id() for each in terms), symbol)
+                    if other is not symbol:
+                        pairs.append((symbol, other))
+                        merged.add(symbol.get_id())
+            found += [symbol == other for symbol, other in pairs]
+            known += pairs
+            names |= {symbol.get_id() for symbol, _other in pairs}
+            if not pairs:
+                break
+        return found
+
+    def _replaced(self, term: z3.ExprRef, false: _Pairs, known: _Pairs, names: frozenset[int]) -> z3.ExprRef:
+        if not self._symbols_of(term) & names:
+            return term
+        for pairs in (false, known):
+            term = z3.substitute(term, *pairs) if pairs else term
+        return z3.simplify(term)
 
     def _unequal(
-        self, model: z3.ModelRef, present: frozenset[int] | None, known: set[tuple[str, int, int]]
+        self, values: "_Values", present: frozenset[int] | None, known: set[tuple[str, int, int]]
     ) -> list[z3.BoolRef]:
         """What says that equal arguments give equal results, where values break it."""
         found = []
         for name, results in self._flat.results.items():
-            first: dict[tuple[object, ...], int] = {}
+            first: dict[tuple[int, ...], int] = {}
             for number, (arguments, symbol) in enumerate(results):
                 if present is not None and symbol.get_id() not in present:
                     continue
-                values = tuple(model.eval(each, model_completion=True).sexpr() for each in arguments)
-                other = first.setdefault(values, number)
+                other = first.setdefault(tuple(map(values.of, arguments)), number)
                 key = name, other, number
                 if other == number or key in known:
                     continue
                 others, other_symbol = results[other]
-                if model.eval(symbol, model_completion=True).eq(model.eval(other_symbol, model_completion=True)):
+                if values.of(symbol) == values.of(other_symbol):
                     continue
                 known.add(key)
                 same = z3.And(*(one == two for one, two in zip(arguments, others, strict=True)))
@@ -183,6 +256,23 @@ class Question:
         return self._symbols[key][1]
 
 
+_EXTENDED = (z3.Z3_OP_ZERO_EXT, z3.Z3_OP_SIGN_EXT)
+
+
+def _definition(condition: z3.BoolRef) -> tuple[z3.ExprRef, z3.ExprRef] | None:
+    """The symbol that a condition makes equal to a term, and the term."""
+    if z3.is_eq(condition):
+        one, other = condition.children()
+        for side, term in ((one, other), (other, one)):
+            symbol = side
+            while z3.is_app(symbol) and symbol.decl().kind() in _EXTENDED:
+                symbol = symbol.arg(0)
+            if z3.is_const(symbol) and symbol.decl().kind() == z3.Z3_OP_UNINTERPRETED:
+                is_shorter = z3.is_bv(symbol) and symbol.size() < term.size()
+                return symbol, z3.Extract(symbol.size() - 1, 0, term) if is_shorter else term
+    return None
+
+
 _new_solver: Callable[[], z3.Solver] = z3.Then(
     "simplify", "propagate-values", "solve-eqs", "simplify", "bit-blast", "sat"
 ).solver
@@ -195,11 +285,35 @@ def _check(conditions: Sequence[z3.BoolRef], timeout_s: float) -> tuple[z3.Check
     return solver.check(), solver
 
 
-def _broken(model: z3.ModelRef, hypotheses: Sequence[z3.BoolRef]) -> tuple[list[z3.BoolRef], list[z3.BoolRef]]:
+class _Values:
+    """Values of all symbols. The library itself is asked: what z3's Python does around a call takes longer than the call."""
+
+    _true = z3.BoolVal(True)
+
+    def __init__(self, model: z3.ModelRef) -> None:
+        self._model = model
+        self._kept: dict[int, z3.AstRef] = {}
+
+    def of(self, term: z3.ExprRef) -> int:
+        """A term's value: the number of an expression, the same for equal values."""
+        found = (z3.Ast * 1)()
+        z3.Z3_model_eval(self._model.ctx.ref(), self._model.model, term.as_ast(), True, found)
+        value = found[0]
+        if value.value not in self._kept:
+            # Kept, so that the number isn't given to another value.
+            self._kept[value.value] = z3.AstRef(value, self._model.ctx)
+        return int(value.value)
+
+    def is_true(self, condition: z3.BoolRef) -> bool:
+        """Whether a condition holds."""
+        return self.of(condition) == self._true.as_ast().value
+
+
+def _broken(values: _Values, hypotheses: Sequence[z3.BoolRef]) -> tuple[list[z3.BoolRef], list[z3.BoolRef]]:
     """The first hypotheses that values break, and all others."""
     broken: list[z3.BoolRef] = []
     others: list[z3.BoolRef] = []
     for each in hypotheses:
-        breaks = len(broken) < _TOGETHER and not z3.is_true(model.eval(each, model_completion=True))
+        breaks = len(broken) < _TOGETHER and not values.is_true(each)
         (broken if breaks else others).append(each)
     return broken, others

@@ -1,13 +1,17 @@
 """Proving obligations: their questions are answered in parallel processes, each by a fresh solver."""
 
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from capvisor.proofs import bounds as _bounds  # declares its theorems
@@ -148,8 +152,38 @@ class _Question:
 _Result = TypeVar("_Result")
 
 
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C interrupt, and others do nothing from then on: the process says what was finished, and ends."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait. Processes that are started meanwhile inherit that, and so are never interrupted themselves."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Workers:
-    """Processes that answer questions; where one is killed, all are replaced."""
+    """Processes that answer questions; where one is killed, all are replaced. Ctrl-C is for the one that asks."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -159,12 +193,13 @@ class Workers:
         return ProcessPoolExecutor(self._count, mp_context=get_context("spawn"))
 
     def submit(self, function: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
-        try:
-            return self._pool.submit(function, *arguments)
-        except BrokenProcessPool:
-            self._pool.shutdown(wait=False)
-            self._pool = self._new()
-            return self._pool.submit(function, *arguments)
+        with _interrupted_later():
+            try:
+                return self._pool.submit(function, *arguments)
+            except BrokenProcessPool:
+                self._pool.shutdown(wait=False)
+                self._pool = self._new()
+                return self._pool.submit(function, *arguments)
 
     def stop(self, *, at_once: bool) -> None:
         """Let the processes end, at once where what they do isn't wanted any more."""

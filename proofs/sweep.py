@@ -7,13 +7,14 @@ own theorem says so.
 """
 
 import ast
-import copy
 import importlib
 import inspect
+import pickle
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
@@ -55,8 +56,11 @@ LANE_MODULES = (
 )
 """What cells of M10 must notice changes of."""
 
-SWEEPS = {"algebra": MODULES, "rules": RULE_MODULES, "lanes": LANE_MODULES}
-"""The parts of the sweep, by name."""
+MONITOR_MODULES = ("capvisor.model.monitor", "capvisor.model.calls")
+"""What the invariants of cVMs must notice changes of, or else a comparison with the fast path."""
+
+SWEEPS = {"algebra": MODULES, "rules": RULE_MODULES, "lanes": LANE_MODULES, "monitor": MONITOR_MODULES}
+"""The parts of the sweep, by name. `cli.sweep` examines the changes of the monitor, by campaigns."""
 
 _NEGATED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq,
@@ -94,16 +98,24 @@ class Change:
         return f"{self.module.removeprefix('capvisor.')}.{self.function}: {self.before} -> {self.after}"
 
 
-def changes(module: str) -> Iterator[Change]:
+@cache
+def changes(module: str) -> tuple[Change, ...]:
     """Every change of a module."""
+    return tuple(_changes(module))
+
+
+def _changes(module: str) -> Iterator[Change]:
     tree = ast.parse(inspect.getsource(importlib.import_module(module)))
-    tree_of_rules = (each for each in tree.body if not (isinstance(each, ast.ClassDef) and each.name in _BOOKKEEPING))
-    found = (node for each in tree_of_rules for node in ast.walk(each) if isinstance(node, ast.FunctionDef))
-    for function in (each for each in found if each.name not in _DECLARING):
+    kept = pickle.dumps(tree)
+    is_monitor = module in MONITOR_MODULES
+    replacements, left_out = (_of_monitor, (*_DECLARING, "__init__")) if is_monitor else (_replacements, _DECLARING)
+    classes = [each for each in tree.body if isinstance(each, ast.ClassDef) and each.name not in _BOOKKEEPING]
+    found = [each for body in (tree.body, *(each.body for each in classes)) for each in body]
+    for function in (each for each in found if isinstance(each, ast.FunctionDef) and each.name not in left_out):
         for node in ast.walk(function):
-            for replacement in _replacements(node):
+            for replacement in replacements(node):
                 before, after = _first_line(node), _first_line(replacement)
-                source = ast.unparse(_Replace(node, replacement).visit(copy.deepcopy(tree)))
+                source = ast.unparse(_Replace(node, replacement).visit(pickle.loads(kept)))
                 yield Change(module, function.name, getattr(node, "lineno", 0), before, after, source)
 
 
@@ -155,7 +167,60 @@ def _replacements(node: ast.AST) -> Iterator[ast.AST]:
                 yield ast.Call(node.func, [argument, argument], node.keywords)
 
 
-_DECLARING = ("operation", "access_of", "declare", "declare_two", "declare_explicit")
+def _of_monitor(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands for a node of a monitor: as elsewhere, and refusals, effects and flags are dropped too."""
+    match node:
+        case ast.If(body=[ast.Return() | ast.Continue()]):
+            yield ast.Pass()
+        case ast.Compare(ops=[ast.Is() | ast.IsNot() as identity]):
+            negated = ast.IsNot() if isinstance(identity, ast.Is) else ast.Is()
+            yield ast.Compare(node.left, [negated], node.comparators)
+        case ast.BoolOp():
+            for left_out in node.values:
+                others = [each for each in node.values if each is not left_out]
+                yield others[0] if len(others) == 1 else ast.BoolOp(node.op, others)
+        case ast.BinOp(op=ast.BitAnd() | ast.BitOr()):
+            if not (_is_number(node.left) or _is_number(node.right)):
+                yield node.left
+                # Of several operands, those that are nodes of their own on the left are left out there.
+                if not (isinstance(node.left, ast.BinOp) and isinstance(node.left.op, type(node.op))):
+                    yield node.right
+        case ast.Assign(targets=[ast.Tuple() as targets], value=ast.Tuple() as values) if all(map(_is_kept, targets.elts)):
+            both = list(zip(targets.elts, values.elts, strict=True))
+            for left_out in range(len(both)):
+                pairs = [each for place, each in enumerate(both) if place != left_out]
+                one, other = (list(each) for each in zip(*pairs, strict=True))
+                yield ast.Assign([ast.Tuple(one, ast.Store())], ast.Tuple(other, ast.Load()), lineno=node.lineno)
+        case ast.AugAssign() | ast.Expr(value=ast.Call()):
+            yield ast.Pass()
+        case ast.Assign(targets=targets) if all(_is_kept(part) for each in targets for part in _parts(each)):
+            yield ast.Pass()
+        case _:
+            yield from _replacements(node)
+
+
+def _parts(target: ast.expr) -> list[ast.expr]:
+    return target.elts if isinstance(target, ast.Tuple) else [target]
+
+
+def _is_kept(target: ast.expr) -> bool:
+    """Whether what is assigned to outlives the function."""
+    return isinstance(target, ast.Attribute | ast.Subscript)
+
+
+def _is_number(node: ast.expr) -> bool:
+    """Whether an operand of & or | is a number, or a type, rather than a flag."""
+    match node:
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.LShift() | ast.RShift()) | ast.Constant():
+            return True
+        case ast.Attribute(attr="address_mask"):
+            return True
+        case ast.BinOp(left=left, op=ast.BitAnd() | ast.BitOr(), right=right):
+            return _is_number(left) or _is_number(right)
+    return False
+
+
+_DECLARING = ("call", "operation", "access_of", "declare", "declare_two", "declare_explicit")
 """Functions that are executed when rules are declared, and not when operations are."""
 
 _BOOKKEEPING = ("BatchMachine", "Selection", "Memory")
@@ -163,6 +228,48 @@ _BOOKKEEPING = ("BatchMachine", "Selection", "Memory")
 
 _OUTSIDE = {"mode": "cells execute operations, not words: golden words and traces notice it"}
 """Functions that no cell is about."""
+
+_RECORD = "the record of accesses that C10 is asked of: nothing else depends on it"
+_NUMBERS = "only portals of such numbers are live (C19): none is advertised under another"
+_SERVES = "who serves a call isn't nested (C19), and so calls for its home"
+_MADE = (
+    "the monitor's and the outer cVM's code are sealed as they were made (C18), at one address; no other has these bounds"
+)
+_SAME = ("pcc.meta == code.meta", "pcc.address == code.address")
+_ENDS = "two checks of one thing: where a range ends beyond the address space, the other one refuses"
+
+EQUIVALENT = {
+    f"model.{name}": reason
+    for name, reason in {
+        **{f"monitor.is_same_place: {' & '.join(f'({each})' for each in _SAME)} -> {each}": _MADE for each in _SAME},
+        "monitor.mint: exact & cap.tag -> exact": _ENDS,
+        "monitor.offer: exact & (size > 0) & (base + size <= self.format.address_space) -> exact & (size > 0)": _ENDS,
+        "monitor.monitor_code: cvm.MONITOR_PERMISSIONS & ~Permission.STORE -> ~Permission.STORE": "all others: the same",
+        "monitor.monitor_data: cvm.MONITOR_PERMISSIONS & ~Permission.EXECUTE -> ~Permission.EXECUTE": "all others: the same",
+        "monitor.put_grant: self.accesses.append(MonitorAccess(caller, address, granule, True)) -> pass": _RECORD,
+        "monitor.store_for: self.accesses.append(MonitorAccess(caller, address, WORD_BYTES, True)) -> pass": _RECORD,
+        "monitor.load_for: self.accesses.append(MonitorAccess(caller, address, WORD_BYTES, False)) -> pass": _RECORD,
+        "monitor.enter: self.accesses.append(MonitorAccess(caller, saved_at, self.format.capability_bytes, True)) -> pass": (
+            _RECORD
+        ),
+        "monitor.invoked: outer != cvm.MONITOR and is_same_place(thread.hart.pcc, self.region_code(outer))"
+        " -> is_same_place(thread.hart.pcc, self.region_code(outer))": "the monitor has no region that code could be of",
+        "monitor.step: hart.mstatus, hart.privilege = (status, privilege) -> hart.privilege, = (privilege,)": (
+            "a guest's mstatus is 0, and its traps leave it so"
+        ),
+        "monitor.needed_bytes: following and following[0][1] is ArgumentKind.SIZE -> following": (
+            "what follows such an argument in the table of calls is its size"
+        ),
+        "calls.portal_probe: monitor.portals[key].is_live & (key < cvm.KEYS) -> monitor.portals[key].is_live": _NUMBERS,
+        "calls.portal_call: row.is_live & (key < cvm.KEYS) -> row.is_live": _NUMBERS,
+        "calls.wait: row.is_live & (key < cvm.KEYS) -> row.is_live": _NUMBERS,
+        "calls.portal_finish: thread.serves & (frame.caller == thread.home) -> thread.serves": _SERVES,
+        "calls.portal_fetch: thread.serves & row.is_live & (frame.caller == thread.home) -> thread.serves & row.is_live": (
+            _SERVES
+        ),
+    }.items()
+}
+"""Changes of the monitor that change nothing, by name, and why."""
 
 _CHECKS = ("check_", "refuse")
 
@@ -189,7 +296,7 @@ def _is_condition(node: ast.expr) -> bool:
 
 # -- noticing --------------------------------------------------------------------------------------------------------------
 
-_BROKEN = (Unfaithful, TypeError, ValueError, OverflowError, AttributeError, LookupError, AssertionError)
+BROKEN = (Unfaithful, TypeError, ValueError, OverflowError, AttributeError, LookupError, AssertionError)
 
 
 def theorems_for(change: Change) -> list[Obligation]:
@@ -202,16 +309,23 @@ def theorems_for(change: Change) -> list[Obligation]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a change: the obligation that noticed it, or why it changes nothing; neither, and it is a gap."""
+    """What became of a change: who noticed it, or why it changes nothing; neither, and it is a gap."""
 
     change: Change
     noticed_by: str = ""
+    """The obligation, or the invariant."""
     by_solver: bool = False
+    compared_by: str = ""
+    """How a comparison of the two implementations shows it, where no invariant does."""
     equivalent: str = ""
 
     @property
+    def is_noticed(self) -> bool:
+        return bool(self.noticed_by or self.compared_by)
+
+    @property
     def is_explained(self) -> bool:
-        return bool(self.noticed_by or self.equivalent)
+        return bool(self.is_noticed or self.equivalent)
 
 
 def examine(change: Change, timeout_s: float) -> Finding:
@@ -295,14 +409,14 @@ def _examine_memory(change: Change, timeout_s: float) -> Finding:
 def _fallen(task: Task, number: int) -> list[str]:
     try:
         return isa.looked_at(task, number)[1]
-    except _BROKEN:
+    except BROKEN:
         return list(task.invariants[:1])
 
 
 def _falls_on_drawn_values(obligation: Obligation) -> bool:
     try:
         return next(drawn.counterexamples(obligation), None) is not None
-    except _BROKEN:
+    except BROKEN:
         return True
 
 
@@ -310,7 +424,7 @@ def _refutes(obligation: Obligation, timeout_s: float) -> str:
     """ "sat" if a theorem falls or can't be executed any more, "unsat" if it holds, "unknown"."""
     try:
         asked = queries(obligation)
-    except _BROKEN:
+    except BROKEN:
         return "sat"
     results = {
         solve.ask("z3", asked.conditions(label), asked.symbols, timeout_s).result
@@ -337,7 +451,7 @@ def _differs(change: Change, fmt: CapabilityFormat, timeout_s: float) -> str:
 
     try:
         paths = symbolic.explore(run, most=50)
-    except _BROKEN:
+    except BROKEN:
         return "unknown"
     goals = [z3.Implies(z3.And(*path.conditions), symbolic.term_of(path.result)) for path in paths]
     return solve.ask("z3", (z3.Not(z3.And(*goals)),), {}, timeout_s).result
@@ -378,12 +492,14 @@ def _same(before: Any, after: Any) -> Any:
 # -- the whole sweep -------------------------------------------------------------------------------------------------------
 
 
-def sweep(modules: tuple[str, ...], timeout_s: float, workers: int) -> Iterator[Finding]:
+def sweep(
+    modules: tuple[str, ...], timeout_s: float, workers: int, examiner: Callable[[Change, float], Finding] = examine
+) -> Iterator[Finding]:
     """Examine every change of some modules, in parallel processes; the findings in the order of the changes."""
     found = [change for module in modules for change in changes(module)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_import_theorems) as pool:
         try:
-            yield from pool.map(examine, found, [timeout_s] * len(found))
+            yield from pool.map(examiner, found, [timeout_s] * len(found))
         except BaseException:
             for process in list((getattr(pool, "_processes", None) or {}).values()):
                 process.terminate()

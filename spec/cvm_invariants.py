@@ -338,7 +338,8 @@ def books(step: Step, place: Place) -> Any:
     _cap, exact = monitor.mint(row.base, row.top - row.base, cvm.CODE_PERMISSIONS)
     placed = (row.base > 0) & (row.base + store_bytes < row.top) & memory.contains(row.base, row.top - row.base) & exact
     placed = placed & (row.base & granule == 0) & (row.top & granule == 0)
-    holds = implies(row.is_live, placed & (place.cvm != cvm.MONITOR))
+    numbered = (place.cvm != cvm.MONITOR) & (monitor.otype(place.cvm) <= monitor.format.max_otype)
+    holds = implies(row.is_live, placed & numbered)
     grant = monitor.grants[place.grant]
     _cap, exact = monitor.mint(grant.base, grant.top - grant.base, cvm.GRANT_PERMISSIONS)
     said = exact & (grant.base < grant.top) & (grant.top <= monitor.format.address_space)
@@ -526,10 +527,10 @@ CVM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "C19",
             "the monitor's books",
-            "Regions lie in memory, hold more than their capability store, and their bounds can be said exactly; only "
-            "live cVMs have probed anything, and what an inner one has, its outer has; grants and portals are those of "
-            "cVMs that call the monitor, which nested ones don't; a portal's owner is live; a thread runs for its own cVM "
-            "or the outer one, and serves a portal of its own cVM's.",
+            "Regions lie in memory, hold more than their capability store, and their bounds can be said exactly; a live "
+            "cVM has an object type; only live ones have probed anything, and what an inner one has, its outer has; grants "
+            "and portals are those of cVMs that call the monitor, which nested ones don't; a portal's owner is live; a "
+            "thread runs for its own cVM or the outer one, and serves a portal of its own cVM's.",
             "ours: what the others rest on",
             books,
         ),

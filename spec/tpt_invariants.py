@@ -74,12 +74,11 @@ def is_page_frame(first: Any, level: Any, frame: Any) -> Any:
 
 def accesses(step: Step, place: Place) -> Any:
     """T1."""
-    strict = step.system.policy.tag_check == "access"
     holds: Any = True
     for touch in step.touches:
         if touch.kind == "data":
             left = (touch.tag == FREE) & touch.is_pending
-            if strict:
+            if step.system.policy.tag_check == "access":
                 left = left & (step.system.vms[touch.vm].mode == Mode.NESTED)
             holds = holds & (touch.vm >= FIRST_VM) & ((touch.tag == touch.vm) | left)
     return holds
@@ -96,37 +95,55 @@ def walker(step: Step, place: Place) -> Any:
     return holds
 
 
-def forgotten(step: Step, place: Place) -> Any:
-    """T3."""
+def translation_is_left(step: Step, place: Place) -> Any:
+    """What T3 says of a slot of a TLB."""
     system, vcpu, frame = step.system, place.vcpu, place.frame
-    entry, table = system.tlb.translations[vcpu, place.slot], system.tlb.tables[vcpu, place.cache_slot]
+    entry = system.tlb.translations[vcpu, place.slot]
     named = entry.is_live & is_page_frame(entry.frame, entry.level, frame)
-    holds = implies(named, is_left(system, vcpu, frame, system.asids[vcpu, entry.asid]))
-    vm = system.asids[vcpu, table.asid]
-    holds = holds & implies(table.is_live & (table.frame == frame), is_left(system, vcpu, frame, vm))
-    return holds & implies(walk_names(system, vcpu, frame), is_left(system, vcpu, frame, system.vcpus[vcpu].vm))
+    return implies(named, is_left(system, vcpu, frame, system.asids[vcpu, entry.asid]))
 
 
-def walk_names(system: System, vcpu: Any, frame: Any) -> Any:
-    """Whether the walk under way on a vCPU relies on an earlier look-up of a frame: its page, or a cached table."""
-    walk = system.walks[vcpu]
+def table_is_left(step: Step, place: Place) -> Any:
+    """What T3 says of a slot of a page-walk cache."""
+    system, vcpu, frame = step.system, place.vcpu, place.frame
+    table = system.tlb.tables[vcpu, place.cache_slot]
+    return implies(table.is_live & (table.frame == frame), is_left(system, vcpu, frame, system.asids[vcpu, table.asid]))
+
+
+def walk_under_way_is_left(step: Step, place: Place) -> Any:
+    """What T3 says of the walk under way."""
+    return walk_is_left(step.system, place.vcpu, step.system.walks[place.vcpu], place.frame)
+
+
+def walk_is_left(system: System, vcpu: Any, walk: Any, frame: Any) -> Any:
+    """What T3 says of a walk on a vCPU."""
+    return implies(walk_names(walk, frame), is_left(system, vcpu, frame, system.vcpus[vcpu].vm))
+
+
+def walk_names(walk: Any, frame: Any) -> Any:
+    """Whether a walk relies on an earlier look-up of a frame: its page, or a cached table."""
     page = (walk.leaf_level != 0) & is_page_frame(walk.leaf_frame, walk.leaf_level, frame)
     return walk.is_live & (page | walk.is_cached & (walk.leaf_level == 0) & (walk.frame == frame))
 
 
 def host_tags(step: Step, place: Place) -> Any:
     """T4."""
-    by_host = OPERATIONS[step.name].actor is Actor.HOST
     holds: Any = True
     for change in step.retags:
+        by_host = OPERATIONS[step.name].actor is Actor.HOST
         holds = holds & by_host & ((change.old == FREE) | (change.new == FREE))
     return holds
 
 
-def scrubbed(step: Step, place: Place) -> Any:
-    """T5."""
+def clean_is_zero(step: Step, place: Place) -> Any:
+    """What T5 says of a frame."""
+    return implies(step.system.frames[place.frame].is_clean, step.system.memory.get(place.frame, place.word) == 0)
+
+
+def handed_over(step: Step, place: Place) -> Any:
+    """What T5 says of a step."""
     system, word = step.system, place.word
-    holds = implies(system.frames[place.frame].is_clean, system.memory.get(place.frame, word) == 0)
+    holds: Any = True
     for handled in step.handled:
         holds = holds & (handled.pending == 0)
     if step.is_completed and step.name == "assign":
@@ -149,40 +166,52 @@ def passed_through(step: Step, place: Place) -> Any:
     return written & touch.is_write & (touch.kind == "data") & (len(step.retags) == 0)
 
 
-def uniform(step: Step, place: Place) -> Any:
-    """T7."""
-    system, frame = step.system, place.frame
+def large_tag_is_uniform(step: Step, place: Place) -> Any:
+    """What T7 says of a frame."""
+    tags, frame = step.system.tags, place.frame
     first = frame >> 9 << 9
-    under_large = system.tags.is_large(frame)
-    holds = implies(under_large, (system.tags[frame] == system.tags[first]) & (system.tags[first] >= FIRST_VM))
-    entry = system.tlb.translations[place.vcpu, place.slot]
+    return implies(tags.is_large(frame), (tags[frame] == tags[first]) & (tags[first] >= FIRST_VM))
+
+
+def large_page_is_left(step: Step, place: Place) -> Any:
+    """What T7 says of a slot of a TLB."""
+    system, vcpu, frame = step.system, place.vcpu, place.frame
+    entry = system.tlb.translations[vcpu, place.slot]
     named = entry.is_live & (entry.level > 1) & is_page_frame(entry.frame, entry.level, frame)
-    owner = system.asids[place.vcpu, entry.asid]
-    return holds & implies(named, is_left(system, place.vcpu, frame, owner))
+    return implies(named, is_left(system, vcpu, frame, system.asids[vcpu, entry.asid]))
 
 
-def hosts_own(step: Step, place: Place) -> Any:
-    """T8."""
+def hosts_untouched(step: Step, _place: Place) -> Any:
+    """What T8 says of a step."""
     holds: Any = True
     for touch in step.touches:
         holds = holds & (touch.tag != HOST)
     for change in step.retags:
         holds = holds & implies(change.old == HOST, change.new == FREE)
-    system = step.system
-    row = system.p2m[place.vm, place.guest_frame]
-    return holds & implies(row.is_mapped, system.tags[row.frame] != HOST)
+    return holds
 
 
-def devices(step: Step, place: Place) -> Any:
-    """T9."""
+def hosts_unmapped(step: Step, place: Place) -> Any:
+    """What T8 says of a guest frame."""
+    row = step.system.p2m[place.vm, place.guest_frame]
+    return implies(row.is_mapped, step.system.tags[row.frame] != HOST)
+
+
+def devices_touch(step: Step, _place: Place) -> Any:
+    """What T9 says of a step."""
     holds: Any = True
     for touch in step.touches:
         if touch.kind == "dma":
             holds = holds & (touch.vm >= FIRST_VM) & (touch.tag == touch.vm)
+    return holds
+
+
+def devices_remember(step: Step, place: Place) -> Any:
+    """What T9 says of what the IOMMU has looked up."""
     system = step.system
     is_checked = system.iotlb[place.frame] >> place.device & 1 != 0
     vm = system.devices[place.device]
-    return holds & implies(is_checked, (vm >= FIRST_VM) & (system.tags[place.frame] == vm))
+    return implies(is_checked, (vm >= FIRST_VM) & (system.tags[place.frame] == vm))
 
 
 def progress(step: Step, place: Place) -> Any:
@@ -202,39 +231,70 @@ def mapped(step: Step, place: Place) -> Any:
     system = step.system
     row = system.p2m[place.vm, place.guest_frame]
     frame = system.frames[row.frame]
-    there = (system.tags[row.frame] == place.vm) & (frame.vm == place.vm) & (frame.guest_frame == place.guest_frame)
+    there = (
+        (place.vm >= FIRST_VM)
+        & (system.tags[row.frame] == place.vm)
+        & (frame.vm == place.vm)
+        & (frame.guest_frame == place.guest_frame)
+    )
     return implies(row.is_mapped, there)
 
 
-def books(step: Step, place: Place) -> Any:
-    """T13."""
+def frame_books(step: Step, place: Place) -> Any:
+    """What T13 says of a frame."""
     system = step.system
     tag, row, pending = system.tags[place.frame], system.frames[place.frame], system.pending[place.frame]
-    holds = implies(pending != 0, (tag == FREE) & not_(row.is_clean))
-    holds = holds & (pending < 1 << system.vcpu_count)
+    holds = implies(pending != 0, (tag == FREE) & not_(row.is_clean)) & (pending < 1 << system.vcpu_count)
     holds = holds & implies(row.is_clean, (tag == FREE) & (row.vm == FREE)) & not_(row.is_leaving)
     holds = holds & implies(tag >= FIRST_VM, system.vms[tag].is_live & (row.vm == tag))
     holds = holds & implies(place.frame >= system.frame_count, (tag == FREE) & (pending == 0))
-    swap, vm = system.swaps[place.swap_slot], system.vms[place.vm]
-    holds = holds & implies(row.vm != FREE, system.vms[row.vm].is_live) & implies(swap.is_live, system.vms[swap.vm].is_live)
-    holds = holds & implies(vm.is_live, (vm.levels == LEVELS[0]) | (vm.levels == LEVELS[1]))
-    return holds & processors(system, place)
+    return holds & implies(row.vm != FREE, system.vms[row.vm].is_live)
 
 
-def processors(system: System, place: Place) -> Any:
+def vm_books(step: Step, place: Place) -> Any:
+    """What T13 says of a VM."""
+    vm = step.system.vms[place.vm]
+    known = ((vm.mode == Mode.TPT) | (vm.mode == Mode.NESTED)) & ((vm.levels == LEVELS[0]) | (vm.levels == LEVELS[1]))
+    return implies(vm.is_live, (place.vm >= FIRST_VM) & known)
+
+
+def holder_books(step: Step, place: Place) -> Any:
+    """What T13 says of what is put away, and of a device."""
+    system, vm = step.system, step.system.devices[place.device]
+    swap = system.swaps[place.swap_slot]
+    return implies(swap.is_live, system.vms[swap.vm].is_live) & implies(vm != FREE, system.vms[vm].is_live)
+
+
+def vcpu_books(step: Step, place: Place) -> Any:
     """What T13 says of a vCPU."""
-    vcpu = system.vcpus[place.vcpu]
-    runs, walk = vcpu.vm != FREE, system.walks[place.vcpu]
-    holds = implies(runs, system.vms[vcpu.vm].is_live & (system.asids[place.vcpu, vcpu.asid] == vcpu.vm))
-    holds = holds & implies(walk.is_live, runs) & (vcpu.next_tlb < TLB_SLOTS) & (vcpu.next_cache < CACHE_SLOTS)
+    system, vcpu = step.system, step.system.vcpus[place.vcpu]
+    owner = system.asids[place.vcpu, vcpu.asid]
+    holds = implies(vcpu.vm != FREE, system.vms[vcpu.vm].is_live & (owner == vcpu.vm))
+    return holds & (vcpu.next_tlb < TLB_SLOTS) & (vcpu.next_cache < CACHE_SLOTS)
+
+
+def slot_books(step: Step, place: Place) -> Any:
+    """What T13 says of a slot of a TLB, and of a page-walk cache."""
+    system = step.system
     entry, table = system.tlb.translations[place.vcpu, place.slot], system.tlb.tables[place.vcpu, place.cache_slot]
-    holds = holds & implies(entry.is_live, (entry.level >= 1) & (entry.level <= 3))
-    levels = system.vms[system.asids[place.vcpu, table.asid]].levels
-    holds = holds & implies(table.is_live, (table.level >= 1) & (table.level < levels))
-    in_range = (walk.level >= 1) & (walk.level <= system.vms[vcpu.vm].levels) & (walk.leaf_level <= walk.level)
+    holds = implies(entry.is_live, (entry.level >= 1) & (entry.level <= LARGEST_LEAF))
+    owner = system.vms[system.asids[place.vcpu, table.asid]]
+    return holds & implies(table.is_live, owner.is_live & (table.level >= 1) & (table.level < owner.levels))
+
+
+def walk_books(step: Step, place: Place) -> Any:
+    """What T13 says of the walk under way."""
+    return walk_in_range(step.system, place.vcpu, step.system.walks[place.vcpu])
+
+
+def walk_in_range(system: System, vcpu: Any, walk: Any) -> Any:
+    """What T13 says of a walk on a vCPU."""
+    vm = system.vcpus[vcpu].vm
+    in_range = (walk.level >= 1) & (walk.level <= system.vms[vm].levels) & (walk.leaf_level <= walk.level)
     at_page = (walk.level == 1) | (walk.level <= LARGEST_LEAF) & (walk.entry & Entry.PS.value != 0)
     has_page = (walk.stage == 2) | (walk.stage == 1) & at_page
-    return holds & implies(walk.is_live, in_range & ((walk.leaf_level >= 1) == has_page) & (walk.stage <= 2))
+    in_range = in_range & ((walk.leaf_level >= 1) == has_page) & (walk.leaf_level <= LARGEST_LEAF) & (walk.stage <= 2)
+    return implies(walk.is_live, (vm != FREE) & in_range)
 
 
 Predicate = Callable[[Step, Place], Any]
@@ -242,13 +302,23 @@ Predicate = Callable[[Step, Place], Any]
 
 @dataclass(frozen=True)
 class Invariant:
-    """One invariant: its name and title, what it says, where it is from, and the predicate."""
+    """One invariant: its name and title, what it says, where it is from, and the predicates."""
 
     name: str
     title: str
     statement: str
     source: str
-    holds: Predicate
+    of_step: Predicate | None = None
+    """What it says of a step."""
+    of_state: tuple[Predicate, ...] = ()
+    """What it says of a state, part by part: of these, the operands of a step are no matter."""
+
+    def holds(self, step: Step, place: Place) -> Any:
+        """Whether it holds of a step at a place."""
+        found: Any = True if self.of_step is None else self.of_step(step, place)
+        for part in self.of_state:
+            found = found & part(step, place)
+        return found
 
 
 _ABSTRACT = "TPT abstract (ATC 2023): the host isolates VMs by tags of physical memory"
@@ -279,7 +349,8 @@ TPT_INVARIANTS: dict[str, Invariant] = {
             "Every frame of a page in a TLB, every table in a page-walk cache, and what a walk under way has looked up, is "
             "left to the VM on that vCPU.",
             _OURS,
-            forgotten,
+            None,
+            (translation_is_left, table_is_left, walk_under_way_is_left),
         ),
         Invariant(
             "T4",
@@ -294,7 +365,8 @@ TPT_INVARIANTS: dict[str, Invariant] = {
             "A frame that a VM gets is zero, or holds what was that VM's; it is cleared, copied and given away only when no "
             "vCPU has still to acknowledge.",
             _OURS,
-            scrubbed,
+            handed_over,
+            (clean_is_zero,),
         ),
         Invariant(
             "T6",
@@ -308,21 +380,24 @@ TPT_INVARIANTS: dict[str, Invariant] = {
             "large pages",
             "All frames under a large tag are one VM's; all frames of a large page in a TLB are left to the VM.",
             _OURS,
-            uniform,
+            None,
+            (large_tag_is_uniform, large_page_is_left),
         ),
         Invariant(
             "T8",
             "the host's frames",
             "No VM touches a frame of the host's, none is a guest frame, and none becomes a VM's at once.",
             _ABSTRACT,
-            hosts_own,
+            hosts_untouched,
+            (hosts_unmapped,),
         ),
         Invariant(
             "T9",
             "devices",
             "A device accesses frames of its VM only, and what the IOMMU has looked up is so still.",
             _OURS,
-            devices,
+            devices_touch,
+            (devices_remember,),
         ),
         Invariant(
             "T10",
@@ -337,15 +412,18 @@ TPT_INVARIANTS: dict[str, Invariant] = {
             "one map",
             "Where the host's map has a guest frame, there is a frame of that VM's, and the books call it that guest frame.",
             _OURS,
-            mapped,
+            None,
+            (mapped,),
         ),
         Invariant(
             "T13",
             "the host's books",
-            "A frame that a vCPU has still to acknowledge is nobody's and not clean, and no owned frame is clean; a vCPU "
-            "runs for a live VM under an ASID of that VM's; numbers of slots and levels are in range.",
+            "A frame that a vCPU has still to acknowledge is nobody's and not clean, and no owned frame is clean; owners, "
+            "holders of content, of devices and of cached tables, and whom vCPUs run for are live VMs, the latter under an "
+            "ASID of their own; numbers of slots and levels are in range.",
             "ours: what the others rest on",
-            books,
+            None,
+            (frame_books, vm_books, holder_books, vcpu_books, slot_books, walk_books),
         ),
     )
 }

@@ -3,6 +3,7 @@
 import json
 
 import jsonschema
+import numpy as np
 import pytest
 
 from capvisor.cli import main as command
@@ -10,12 +11,15 @@ from capvisor.cli.programs import read_any
 from capvisor.cli.status import Status
 from capvisor.dsl.syntax import Violates
 from capvisor.dsl.system_kinds import TPT
+from capvisor.fastpath.requests import OPERATION_KERNELS
+from capvisor.fastpath.walks import Walks
 from capvisor.spec.tag_policy import TAG_GUARDS, TAG_POLICIES
 from capvisor.spec.tpt import OPERATIONS
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
 from tests.tutorial import ROOT
 
 WALK = ROOT / "programs" / "tutorial_tpt" / "tpt_1_first_walk.cap"
+LARGE_PAGES = WALK.with_name("tpt_2_large_pages.cap")
 PAGE = ROOT / TPT.attacks / "d01_a_page_of_another.cap"
 NEVER = {"T6", "T10"}
 """What no guard carries: passing through, and progress."""
@@ -26,15 +30,29 @@ def test_programs_of_all_kinds_run_side_by_side(capvisor, tmp_path) -> None:
     status, out, _err = capvisor("run", cvm, WALK, "--json", tmp_path / "out.json")
     assert status == Status.OK and "2 of 2 passed" in out
     files, walk = json.loads((tmp_path / "out.json").read_text())["programs"]
-    assert files["states_compared"] > 0 and walk["states_compared"] == 0
+    assert files["states_compared"] > 0 and walk["states_compared"] > 0
     assert (walk["operations"], walk["traps"], walk["system"]["calls"]) == (15, 4, 0)
 
 
-@pytest.mark.parametrize("implementation", ["both", "fast"])
-def test_that_it_runs_on_the_reference_alone_is_said(capvisor, implementation: str) -> None:
-    status, _out, err = capvisor("run", WALK, "--impl", implementation)
-    assert status == Status.USAGE and "reference" in err
-    assert capvisor("run", WALK, "--impl", "reference")[0] == Status.OK
+def test_every_operation_is_compared_with_the_fast_path_unless_told_otherwise(capvisor, tmp_path) -> None:
+    for words, compared in (((), 550), (("--impl", "both"), 550), (("--impl", "reference"), 0)):
+        assert capvisor("run", LARGE_PAGES, *words, "--json", tmp_path / "out.json")[0] == Status.OK
+        (program,) = json.loads((tmp_path / "out.json").read_text())["programs"]
+        assert program["states_compared"] == compared
+    status, _out, err = capvisor("run", WALK, "--impl", "fast")
+    assert status == Status.USAGE and "runs on the reference, or on both" in err
+
+
+def test_a_difference_of_the_fast_path_is_a_failure(capvisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Walks, "_leaf_needs", lambda _self, at: np.full(len(at), 0x20, np.uint64))
+    status, out, _err = capvisor("run", WALK)
+    assert status == Status.VIOLATION and "implementations differ: store: differs: " in out
+
+
+def test_a_fast_path_that_ends_with_an_error_is_a_failure(capvisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPERATION_KERNELS, "load", lambda *_arguments: np.zeros(1)[9])
+    status, out, _err = capvisor("run", WALK)
+    assert status == Status.VIOLATION and "implementations differ: load: crashes: IndexError: " in out
 
 
 def test_that_no_costs_are_counted_is_said(capvisor) -> None:
@@ -71,9 +89,12 @@ def test_another_policy_shows_what_a_guard_carries(capvisor) -> None:
 
 def test_what_does_not_go_is_said(capvisor) -> None:
     for arguments, message in (
-        (("prove", "tpt"), "nothing can be proved of the steps of a system tpt yet"),
-        (("prove", "tpt", "--list"), "nothing can be proved of the steps of a system tpt yet"),
-        (("prove", WALK), "tpt_1_first_walk.cap: programs of a system can't be proved\n"),
+        (("prove", "tpt", "walk.cc64"), "no step is called or matched by `walk.cc64`"),
+        (("guards", "tpt", "--prove"), "nothing is proved of systems `tpt` yet"),
+        (
+            ("prove", WALK),
+            "tpt_1_first_walk.cap: programs of a system can't be proved; `capvisor prove tpt` proves its every step",
+        ),
         (("fuzz", WALK), "a program of a system, which `capvisor run` runs"),
         (("guards", "tpt", WALK.with_name("no.cap")), "no.cap"),
     ):

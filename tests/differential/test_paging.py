@@ -5,15 +5,70 @@ from typing import Any
 import numpy as np
 import pytest
 
+from capvisor.campaign.tpt_states import present, written
 from capvisor.fastpath import paging as fast
 from capvisor.model import paging
 from capvisor.model.tags import TagTable
 from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, WORDS_PER_FRAME, Access, Entry, Mode, walk_lookups, walk_references
 from capvisor.spec.tpt import FaultKind
-from tests.differential.tpt_states import Draw, present, written
 
 FRAMES, SYSTEMS, WALKS = 1100, 6, 40
 ROOT, NESTED_ROOT = 3, 9
+
+FLAGS = (0x67, 0x67, 0x67, 0x27, 0x07, 0x07, 0x03, 0x05, 0x163, 0x167, 0x127)
+"""Of drawn entries: present, writable, user, accessed, dirty, global."""
+
+INDICES = (0, 1, 2, 511)
+"""Of tables' entries that are drawn."""
+
+
+class Draw:
+    """Draws entries of tables and addresses, in a memory of so many frames."""
+
+    def __init__(self, seed: int, frames: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.frames = frames
+
+    def one_of(self, values: Any) -> int:
+        return int(values[self.rng.integers(len(values))])
+
+    def chance(self, one_in: int) -> bool:
+        return bool(self.rng.integers(one_in) == 0)
+
+    def frame(self) -> int:
+        """One of few, now and then of any, or none."""
+        if self.chance(40):
+            return self.one_of((self.frames, self.frames + 1, 1 << 33, 1 << 34, (1 << 64) - 1))
+        if self.chance(3):
+            return int(self.rng.integers(self.frames))
+        return int(self.rng.integers(min(12, self.frames)))
+
+    def entry(self) -> int:
+        """A page-table entry."""
+        if self.chance(30):
+            return int(self.rng.integers(1 << 63)) * 2 + self.one_of((0, 1))
+        frame = self.frame() if self.chance(4) else int(self.rng.integers(min(9, self.frames)))
+        entry = (frame & (1 << 34) - 1) << 12 | self.one_of(FLAGS)
+        for one_in, bits in ((12, 0x80), (30, 1 << 63), (60, 1 << 50), (60, 0x1000), (40, 1)):
+            if self.chance(one_in):
+                entry ^= bits
+        if self.chance(12):
+            entry = entry & ~0x3FFFF000 & ~0x1FF000 | self.one_of((0, 0, 0x200000, 0x1000)) | 0x80
+        return entry
+
+    def address(self) -> int:
+        """A virtual address, by few indices, canonical but for one in forty."""
+        address = self.one_of((0, 0, 8, 0xFF8, 4))
+        levels = self.one_of((4, 5))
+        for level in range(levels):
+            address |= self.one_of(INDICES if level < 3 else (0, 0, 511)) << 12 + 9 * level
+        if address >> 11 + 9 * levels + 0 & 1 and levels == 4:
+            address |= 0xFFFF << 48
+        if levels == 5 and address >> 56 & 1:
+            address |= 0x7F << 57
+        if self.chance(40):
+            address ^= 1 << self.one_of((47, 48, 56, 63))
+        return address
 
 
 def drawn_memory(seed: int) -> fast.Memory:

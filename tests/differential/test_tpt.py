@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from capvisor.campaign.tpt_moves import play
+from capvisor.campaign.tpt_systems import Size, Systems
 from capvisor.fastpath import tlb
 from capvisor.fastpath.requests import OPERATION_KERNELS, operation
 from capvisor.fastpath.tpt import BatchSystem
 from capvisor.fastpath.walks import Runners, Walks
 from capvisor.spec.paging import FIRST_VM, Mode
 from capvisor.spec.tag_policy import INTENDED, TAG_GUARDS, TAG_POLICIES, TagPolicy, without
-from capvisor.spec.tpt import MAX_FRAMES, OPERATIONS, Code
-from tests.differential.tpt_states import Pair, differences, play
+from capvisor.spec.tpt import MAX_FRAMES, OPERATIONS, Code, FaultKind
 
 POLICIES = {
     **TAG_POLICIES,
@@ -26,12 +27,16 @@ POLICIES = {
         )
     },
 }
-LANES, MOVES = 8, 60
-LARGE_FRAMES = 544
+LANES, MOVES = 48, 14
 ABOUT_LARGE_TAGS = (
     "intended",
     *(name for name in POLICIES if any(word in name for word in ("split", "merge", "uniform", "large"))),
 )
+
+
+def found_by(policy: TagPolicy, number: int, lanes: int = LANES, **options: Any) -> list[Any]:
+    """What drawn systems show."""
+    return play([number], lanes, MOVES, policy, oracles=False, **options)[0].found
 
 
 def test_every_operation_has_a_kernel() -> None:
@@ -42,41 +47,28 @@ def test_every_operation_has_a_kernel() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_whole_states_are_equal_after_every_step(policy: TagPolicy) -> None:
-    assert play(hash_of(policy), LANES, MOVES, policy=policy).problems == []
+    assert found_by(policy, list(POLICIES.values()).index(policy)) == []
 
 
 @pytest.mark.parametrize("name", ABOUT_LARGE_TAGS)
 def test_whole_states_are_equal_with_large_tags(name: str) -> None:
-    assert play(hash_of(POLICIES[name]), 2, 60, LARGE_FRAMES, POLICIES[name]).problems == []
+    assert found_by(POLICIES[name], 0, 4, is_large=True) == []
 
 
-def hash_of(policy: TagPolicy) -> int:
-    """A seed of the policy's own."""
-    return list(POLICIES.values()).index(policy)
-
-
-def test_drawn_systems_have_operations_end_in_every_way() -> None:
-    ended = set()
-    for seed in range(6):
-        ended |= play(1000 + seed, 16, 120, compares=False).ended
-    for seed in range(3):
-        ended |= play(seed, 4, 120, LARGE_FRAMES, compares=False).ended
-    ended |= play(1, 8, 100, policy=without("host_only_tags"), compares=False).ended
-    completed = {name for name, code, fault in ended if code == fault == 0}
-    assert completed == OPERATIONS.keys()
-    possible = {(name, int(code), 0) for name, row in OPERATIONS.items() for code in (Code.OK, *row.refusals)}
-    possible |= {(name, 0, int(fault)) for name, row in OPERATIONS.items() for fault in row.faults}
-    assert ended <= possible
-    assert len(ended) > 0.8 * len(possible)
-
-
-def test_the_smallest_systems_have_one_frame_and_no_device() -> None:
-    pair = Pair(1, 1, 1, 0)
-    for values in ((0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2)):
+@pytest.mark.parametrize("size", [Size(1, 1, 0), Size(9, 2, 2), Size(600, 8, 4)], ids=str)
+def test_systems_in_which_nothing_is_yet_are_equal(size: Size) -> None:
+    systems = Systems(size, 1, oracles=False)
+    for number in (0, 1, 2, 7, 511, 512, 600, 1 << 33, 1 << 34, (1 << 64) - 1):
         for name, row in OPERATIONS.items():
-            pair.step([(name, values[: len(row.operands)])])
-    assert pair.problems == []
-    assert {code for name, code, _fault in pair.ended if name in ("attach", "dma_read", "merge")} == {Code.RANGE}
+            systems.step(name, tuple(np.full(1, number, np.uint64) for _ in row.operands))
+    systems.finish()
+    assert systems.found == []
+    codes = {(name, number) for name, number in systems.counts.codes if number}
+    assert {("load", Code.RANGE), ("merge", Code.RANGE), ("attach", Code.RANGE)} <= codes
+    runs = {name for name, row in OPERATIONS.items() if Code.NO_VM in row.refusals and row.operands[0][0] == "vcpu"}
+    assert {(name, Code.NO_VM) for name in runs - {"run", "set_tag", "write_pte"}} <= codes
+    if size.devices:
+        assert ("dma_read", FaultKind.IOMMU) in systems.counts.faults
 
 
 @pytest.mark.parametrize(
@@ -88,9 +80,9 @@ def test_limits_are_said(frames: int, vcpus: int, devices: int) -> None:
 
 
 def test_lanes_that_take_no_part_stay_as_they_are() -> None:
-    pair = Pair(3, 4)
-    pair.batch.step(np.array([2]), "create", [np.array([number], np.uint64) for number in (FIRST_VM, Mode.TPT, 4)])
-    assert [differences(model, pair.batch, lane) == [] for lane, model in enumerate(pair.models)] == [True, True, False]
+    systems = Systems(Size(4, 2, 2), 3)
+    systems.batch.step(np.array([2]), "create", [np.array([number], np.uint64) for number in (FIRST_VM, Mode.TPT, 4)])
+    assert systems.mirror.differing().tolist() == [False, False, True]
 
 
 # -- the comparison notices ------------------------------------------------------------------------------------------------
@@ -131,4 +123,4 @@ MUTANTS = {
 @pytest.mark.parametrize(("where", "name", "wrong"), MUTANTS.values(), ids=MUTANTS)
 def test_a_wrong_fast_path_is_noticed(where: Any, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, name, wrong)
-    assert any(play(seed, LANES, 100).problems for seed in range(4))
+    assert any(found_by(INTENDED, seed) for seed in range(4))
