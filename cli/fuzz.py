@@ -42,9 +42,9 @@ from capvisor.spec.formats import FORMATS
     default="mixed",
     show_default=True,
     type=click.Choice([*PROFILES, *SYSTEMS]),
-    help="What programs are about; `cvm`: systems of compartments.",
+    help="What programs are about; `cvm`, `tpt`: systems of compartments, of translation pass-through.",
 )
-@click.option("--policy", metavar="NAME", help="Of `cvm`: the monitor's, or without:GUARD,...  [default: intended]")
+@click.option("--policy", metavar="NAME", help="Of `cvm` and `tpt`: a preset, or without:GUARD,...  [default: intended]")
 @click.option("--format", "format_name", default="cc128", show_default=True, type=click.Choice(list(FORMATS)))
 @click.option("--time", "seconds", type=Duration(), help="How long, such as 60s, 5m or 1h.  [default: 60s]")
 @click.option("--programs", "count", type=click.IntRange(min=1), help="How many programs, instead of how long.")

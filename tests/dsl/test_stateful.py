@@ -64,7 +64,8 @@ def test_a_seeded_bug_is_found_and_shown_in_few_steps(bug) -> None:
     with mutated(*bug), pytest.raises(AssertionError) as failure:
         run_state_machine_as_test(GuestMachine, settings=settings(QUICK, max_examples=1000, stateful_step_count=10))
     shown = "\n".join(failure.value.__notes__)
-    assert 1 <= shown.count("operation=") <= 5
+    # How far Hypothesis comes depends on which modules have been imported: it draws constants from their sources.
+    assert 1 <= shown.count("operation=") <= 7
     assert "state.begin(hart=hart_in_state(" in shown
     assert re.match(r"`\w", str(failure.value)) and "reproduce_failure" in shown
 
