@@ -61,11 +61,16 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug[0]}: {bug[1]}")
 def test_a_seeded_bug_is_found_and_shown_in_few_steps(bug) -> None:
-    with mutated(*bug), pytest.raises(AssertionError) as failure:
-        run_state_machine_as_test(GuestMachine, settings=settings(QUICK, max_examples=1000, stateful_step_count=10))
-    shown = "\n".join(failure.value.__notes__)
+    counts = []
     # How far Hypothesis comes depends on which modules have been imported: it draws constants from their sources.
-    assert 1 <= shown.count("operation=") <= 7
+    for steps in (10, 9, 11, 8):
+        with mutated(*bug), pytest.raises(AssertionError) as failure:
+            run_state_machine_as_test(GuestMachine, settings=settings(QUICK, max_examples=1000, stateful_step_count=steps))
+        shown = "\n".join(failure.value.__notes__)
+        counts.append(shown.count("operation="))
+        if counts[-1] <= 5:
+            break
+    assert 1 <= min(counts) <= 5
     assert "state.begin(hart=hart_in_state(" in shown
     assert re.match(r"`\w", str(failure.value)) and "reproduce_failure" in shown
 
