@@ -13,15 +13,13 @@ from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
 from capvisor.cli.systems import SYSTEM_TOOLS
-from capvisor.dsl.guards import Cell, matrix
+from capvisor.dsl.guards import FALLS, HOLDS, UNKNOWN, Cell, matrix
 from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
 from capvisor.files import state_folder
+from capvisor.proofs import guards_off
 from capvisor.proofs.cache import Cache
-from capvisor.proofs.cvm_guards import Held
-from capvisor.spec.formats import FORMATS
 
 DEFAULT_PROOFS = Path("docs/guard_proofs.json")
-FALLS, HOLDS, UNKNOWN = "falls", "holds", "unknown"
 MARKS = {FALLS: "-", HOLDS: "+", UNKNOWN: "?"}
 
 
@@ -118,11 +116,11 @@ def prove_what_holds(
 ) -> None:
     """Prove what holds with each guard off, and keep it in a file. Raises InputError where that can't be done."""
     tools = SYSTEM_TOOLS[kind.name]
-    if tools.hold is None or tools.prove is None:
+    if tools.guarded is None or tools.prove is None:
         raise InputError(f"nothing is proved of systems `{kind.name}` yet")
     check_writable(path)
     cache = Cache(state or state_folder())
-    every = [(step, fmt) for step in tools.steps() for fmt in FORMATS]
+    every = [(step, fmt) for step in tools.steps() for fmt in tools.formats(step)]
     with progress("steps and what they lean on", tools.count(every)) as advance:
         known, interrupted = tools.prove(every, kind.intended, timeout_s, workers, cache, lambda: advance(1))
     unproved = [f"{each.step}.{each.format}" for each in known if not each.is_proved]
@@ -131,15 +129,19 @@ def prove_what_holds(
     fallen = {
         guard: frozenset(each.invariant for each in cells if each.guard == guard and each.program) for guard in kind.guards
     }
-    held: list[Held] = []
+    held: list[guards_off.Held] = []
     if not interrupted:
-        with progress("steps with a guard off", len(tools.anew(known, fallen))) as advance:
-            held, interrupted = tools.hold(known, fallen, timeout_s, workers, cache, lambda: advance(1))
+        with progress("steps with a guard off", len(guards_off.to_prove(tools.guarded, known, fallen))) as advance:
+            held, interrupted = guards_off.prove(tools.guarded, known, fallen, timeout_s, workers, cache, lambda: advance(1))
     if interrupted:
         raise InputError("ended early: what was proved is kept, the same command goes on")
     kept = json.loads(path.read_text()) if path.is_file() else {}
     kept[kind.name] = {
-        each.guard: {name: {"verdict": HOLDS, "seconds": round(each.seconds, 1)} for name in each.invariants}
+        each.guard: {
+            name: {"verdict": HOLDS, "seconds": round(each.seconds, 1)}
+            for name in each.invariants
+            if name in kind.invariants
+        }
         for each in held
     }
     write_text(path, json.dumps(kept, indent=1) + "\n")

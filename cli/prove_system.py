@@ -1,17 +1,22 @@
 """`capvisor prove SYSTEM`: theorems on the steps of a system, of whatever kind."""
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from capvisor.cli import programs
 from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.output import console, progress, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
 from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.dsl.guards import FALLS, HOLDS, UNKNOWN, falling
 from capvisor.dsl.system import policy_named
-from capvisor.dsl.system_kinds import SYSTEM_KINDS
+from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
+from capvisor.proofs import guards_off
 from capvisor.proofs.cache import Cache
-from capvisor.proofs.cvm_runner import StepOutcome
+from capvisor.proofs.steps import StepOutcome
 
 _MARKS = {"unsat": "+", "sat": "-", "unknown": "?"}
 
@@ -36,9 +41,11 @@ def prove_system(
         raise InputError(f"--policy {policy_name}: {error.args[0]}; or `without:GUARD,...`") from None
     chosen = _choose(system, patterns)
     tools = SYSTEM_TOOLS[system]
-    assert tools.prove is not None  # what has steps has a prover
+    assert tools.prove is not None and tools.guarded is not None  # what has steps has a prover
+    fallen = _fallen(SYSTEM_KINDS[system], policy)
+    supposed = tuple(each for each in tools.guarded.kept if each not in fallen)
     with progress("steps and what they lean on", tools.count(chosen)) as advance:
-        outcomes, interrupted = tools.prove(chosen, policy, timeout_s, workers, cache, lambda: advance(1))
+        outcomes, interrupted = tools.prove(chosen, policy, timeout_s, workers, cache, lambda: advance(1), supposed)
     out = console(is_final=True)
     columns = tuple(dict.fromkeys(name for each in outcomes for name in each.answers))
     rows = [
@@ -53,12 +60,46 @@ def prove_system(
             out.print(f"{each.step}.{each.format}: {each.reason}")
     if interrupted:
         out.print("ended early: what was proved is kept, the same command goes on")
+    verdicts = {}
+    if fallen:
+        holds = set() if interrupted else set(guards_off.holding(tools.guarded, outcomes, fallen))
+        verdicts = {
+            each: FALLS if each in fallen else HOLDS if each in holds else UNKNOWN
+            for each in SYSTEM_KINDS[system].invariants
+        }
+        _show_policy(out.print, system, name, verdicts, fallen, is_whole=set(chosen) >= set(_choose(system, ())))
     found = [{**asdict(each), "is_proved": each.is_proved} for each in outcomes]
-    write_json(json_path, "prove-system", {"system": system, "policy": name, "steps": found})
+    told = {
+        each: {"verdict": verdict, "program": str(fallen[each]) if each in fallen else None}
+        for each, verdict in verdicts.items()
+    }
+    write_json(json_path, "prove-system", {"system": system, "policy": name, "steps": found, "invariants": told})
     write_text(junit_path, junit_xml("prove", [_as_case(system, each) for each in outcomes]))
-    if any("sat" in each.answers.values() for each in outcomes):
+    if fallen or any("sat" in each.answers.values() for each in outcomes):
         return Status.VIOLATION
     return Status.OK if proved == len(chosen) else Status.INCONCLUSIVE
+
+
+def _fallen(kind: SystemKind, policy: Any) -> dict[str, Path]:
+    """What doesn't hold under a policy with guards off: of each invariant the shortest attack that makes it fall."""
+    if all(getattr(policy, guard) for guard in kind.guards):
+        return {}
+    if not kind.attacks.is_dir():
+        raise InputError(f"there is no {kind.attacks} here, whose programs show what falls with guards off")
+    attacks = [(path, programs.read_any(path)) for path in programs.find((kind.attacks,))]
+    return {name: path for name, path in falling(attacks, policy).items() if name in kind.invariants}
+
+
+def _show_policy(
+    write: Callable[..., None], system: str, name: str, verdicts: dict[str, str], fallen: dict[str, Path], *, is_whole: bool
+) -> None:
+    """What a policy with guards off has and hasn't."""
+    rows = [(each, verdict, str(fallen.get(each, ""))) for each, verdict in verdicts.items()]
+    write()
+    write(table(("invariant", f"under {name}", "program that makes it fall"), rows), soft_wrap=False)
+    write("\nWhat falls was neither supposed nor asked, nor does anything hold here whose proofs lean on it.")
+    if not is_whole:
+        write(f"Not all steps were asked: what is said to hold is kept by those that were (all: `capvisor prove {system}`).")
 
 
 def list_steps(system: str, patterns: tuple[str, ...]) -> int:

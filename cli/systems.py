@@ -10,7 +10,9 @@ from capvisor.cli.tpt_trace import TptTracer
 from capvisor.cli.trace import CvmTracer
 from capvisor.dsl.syntax import Program
 from capvisor.dsl.system_runner import Executed, Follower
-from capvisor.proofs import cvm, cvm_guards, cvm_runner, tpt, tpt_runner
+from capvisor.proofs import cvm, cvm_runner, tpt, tpt_runner
+from capvisor.proofs.guards_off import Guarded
+from capvisor.proofs.steps import StepOutcome
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.operations import OPERATIONS
 
@@ -33,14 +35,12 @@ class SystemTools:
     """The steps that are all of them together, with their kinds."""
     all_steps: Callable[[], Mapping[str, str]] = dict
     """Every step that can be proved by itself."""
-    prove: Callable[..., tuple[list[cvm_runner.StepOutcome], bool]] | None = None
+    prove: Callable[..., tuple[list[StepOutcome], bool]] | None = None
     """Proves steps, each of a format, in parallel: as `proofs.cvm_runner.prove`; None: there are no such proofs."""
     count: Callable[..., int] = len
     """How much there is to prove of steps, lemmas included."""
-    anew: Callable[..., Sequence[Any]] = list
-    """Of outcomes with every guard on, what is to be proved anew with one off, guard by guard."""
-    hold: Callable[..., tuple[list[cvm_guards.Held], bool]] | None = None
-    """Proves what holds with each guard off: as `proofs.cvm_guards.prove`; None where there are no such proofs."""
+    guarded: Guarded | None = None
+    """Its guards, which can be off in proofs; None where there are no such proofs."""
     formats: Callable[[str], Sequence[str]] = formats_of
     """The capability formats that a step is proved in, or what the kind has in their place."""
 
@@ -53,8 +53,7 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         cvm.all_steps,
         cvm_runner.prove,
         cvm_runner.count,
-        cvm_guards.to_prove,
-        cvm_guards.prove,
+        cvm_runner.GUARDED,
     ),
     "tpt": SystemTools(
         TptTracer,
@@ -63,6 +62,7 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         all_steps=tpt.steps,
         prove=tpt_runner.prove,
         count=tpt_runner.count,
+        guarded=tpt_runner.GUARDED,
         formats=tpt.variants,
     ),
 }

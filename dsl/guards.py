@@ -17,6 +17,9 @@ from capvisor.dsl.syntax import By, Create, Destroy, Measured, Program
 from capvisor.dsl.system_kinds import SystemKind, kind_of
 from capvisor.dsl.system_runner import SystemVerdict, Watch, run_of
 
+FALLS, HOLDS, UNKNOWN = "falls", "holds", "unknown"
+"""What can be said of an invariant without a guard."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -38,6 +41,19 @@ def violated(program: Program, policy: Any, invariants: Watch | None = None) -> 
         if isinstance(statement, By | Create | Destroy | Measured):
             run.execute(statement)
     return tuple(name for name in kind.invariants if name in verdict.violations)
+
+
+def falling(programs: Iterable[tuple[Path, Program]], policy: Any) -> dict[str, Path]:
+    """The invariants that programs make fall under a policy, each with the shortest such program."""
+    found: dict[str, tuple[int, Path]] = {}
+    for path, program in programs:
+        try:
+            names = violated(program, policy)
+        except ProgramError:  # what it deploys is refused at the start
+            continue
+        for name in names:
+            found[name] = min(found.get(name, (length(program), path)), (length(program), path))
+    return {name: path for name, (_length, path) in sorted(found.items(), key=lambda each: int(each[0][1:]))}
 
 
 def length(program: Program) -> int:

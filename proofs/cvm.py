@@ -17,6 +17,7 @@ from capvisor.model import system
 from capvisor.proofs import contracts, cvm_guest, lazy, solve, symbolic
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
 from capvisor.proofs.state import any_operands
+from capvisor.proofs.steps import Kept, Proved
 from capvisor.proofs.symbolic import as_int, term_of
 from capvisor.proofs.theorem import Given
 from capvisor.spec.cvm import CALLS, Code
@@ -280,32 +281,6 @@ def _parts(goals: dict[str, tuple[Any, ...]], about: str, holders: Sequence[str]
 
 FIRST = "C1"
 """The invariant that is asked first, and then known when the others are: C8 and C14 follow from it."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Whether an invariant is kept in a step ("unsat": it can't fall), and which invariants were used in showing it."""
-
-    result: str
-    seconds: float = 0.0
-    reason: str = ""
-    leans_on: frozenset[str] = frozenset()
-
-    def and_also(self, answer: solve.Answer, leant_on: set[str]) -> "Kept":
-        """With one more part: the worst of the two."""
-        worst: Any = self if answer.result == "unsat" or self.result == "sat" else answer
-        return Kept(worst.result, self.seconds + answer.seconds, worst.reason, self.leans_on | leant_on)
-
-
-@dataclass(frozen=True)
-class Proved:
-    """What was found of a step."""
-
-    kept: dict[str, Kept]
-    guards: frozenset[str]
-    """The guards that the step looked at."""
-    said: frozenset[str]
-    """Those that the invariants themselves speak of."""
 
 
 def prove(

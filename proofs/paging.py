@@ -27,7 +27,8 @@ from capvisor.model.paging import (
     Walk,
 )
 from capvisor.proofs import symbolic
-from capvisor.proofs.steps import Kept, Proved, Way, asked_of
+from capvisor.proofs.incremental import Way, asked_of
+from capvisor.proofs.steps import Kept, Proved
 from capvisor.proofs.symbolic import SymInt, term_of
 from capvisor.proofs.theorem import Given, implies
 from capvisor.proofs.tpt_state import FRAME_BITS, VM_BITS, WALK_COLUMNS, AnyWords

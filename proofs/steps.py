@@ -1,34 +1,19 @@
-"""Steps of a system that are executed along all their ways: the goals on each, asked one by one.
+"""Proving steps of a system, of whatever kind, in parallel, with what was proved before kept."""
 
-A way has a hundred hypotheses at most, so that the solver takes them all at once, and keeps what it learns from one goal to
-the next. Where there are many more, `lazy` does better.
-"""
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from capvisor.proofs import solve
+from capvisor.proofs.cache import Cache
+from capvisor.proofs.matrix import sources
+from capvisor.proofs.runner import Workers
+from capvisor.proofs.solve import Answer
 
-import z3
-
-from capvisor.proofs import lazy, solve
-from capvisor.proofs.cvm_runner import StepOutcome
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way through a step: what holds on it, and the goals."""
-
-    conditions: tuple[z3.BoolRef, ...]
-    goals: dict[str, tuple[z3.BoolRef, ...]]
-    """Of each invariant what is to be shown, part by part."""
-    is_completed: bool
-    labels: tuple[str, ...]
-    """Of each condition, which invariant it supposes, if any."""
-    guards: frozenset[str]
-    """The guards of the policy that the step looked at."""
-    said: frozenset[str]
-    """Those that the invariants themselves speak of."""
+Key = tuple[str, str]
+"""A step, and a capability format or what the kind of system has in its place."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,7 @@ class Kept:
     reason: str = ""
     leans_on: frozenset[str] = frozenset()
 
-    def and_also(self, answer: solve.Answer, leant_on: Iterable[str]) -> "Kept":
+    def and_also(self, answer: Answer, leant_on: Iterable[str]) -> "Kept":
         """With one more part: the worst of the two."""
         worst: Any = self if answer.result == "unsat" or self.result == "sat" else answer
         return Kept(worst.result, self.seconds + answer.seconds, worst.reason, self.leans_on | set(leant_on))
@@ -57,93 +42,130 @@ class Proved:
     """Those that the invariants themselves speak of."""
 
 
-def asked_of(ways: Iterable[Way], asked: Iterable[str], timeout_s: float) -> Proved:
-    """Whether each of what is asked holds on every way."""
-    result: dict[str, Kept] = {}
-    guards: frozenset[str] = frozenset()
-    said: frozenset[str] = frozenset()
-    for way in ways:
-        guards, said = guards | way.guards, said | way.said
-        # What falls on one way needn't be asked on others.
-        pending = [name for name in asked if way.goals.get(name) and result.get(name, Kept("unsat")).result != "sat"]
-        if not pending:
-            continue
-        question = _Question(way)
-        for name in pending:
-            for goal in way.goals[name]:
-                answer, leant_on = question.ask(goal, timeout_s)
-                result[name] = result.get(name, Kept("unsat")).and_also(answer, leant_on)
-    return Proved(result, guards, said)
+@dataclass(frozen=True)
+class StepOutcome:
+    """What was found of one step: of each invariant whether it is kept ("unsat": it can't fall)."""
+
+    step: str
+    format: str
+    answers: dict[str, str]
+    seconds: float
+    reason: str = ""
+    """Why there is no answer, where there is none."""
+    leans_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each invariant that is kept, which were used of those that are supposed before the step."""
+    guards: tuple[str, ...] = ()
+    """The guards that the step looks at."""
+    said: tuple[str, ...] = ()
+    """Those that the invariants themselves speak of."""
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether every invariant is kept."""
+        return bool(self.answers) and all(answer == "unsat" for answer in self.answers.values())
 
 
-_BRIEFLY_S = 2.0
-"""How long a goal is asked of the solver that goes on from goal to goal, before ones that begin anew are asked."""
+def outcome_of(step: str, fmt: str, find: Callable[[], Proved]) -> StepOutcome:
+    """What proving a step comes to, an error in it included."""
+    try:
+        found = find()
+    except Exception as error:
+        return StepOutcome(step, fmt, {}, 0.0, f"{type(error).__name__}: {error}")
+    seconds = sum(each.seconds for each in found.kept.values())
+    answers = {name: each.result for name, each in found.kept.items()}
+    leans_on = {name: tuple(sorted(each.leans_on)) for name, each in found.kept.items()}
+    return StepOutcome(step, fmt, answers, seconds, "", leans_on, tuple(sorted(found.guards)), tuple(sorted(found.said)))
 
 
-class _Question:
-    """What holds on a way, of which goals are asked one by one, and which invariants answers lean on."""
-
-    def __init__(self, way: Way) -> None:
-        self._solver = _switched(z3.SolverFor("QF_ABV"), way)
-        self._way = way
-        self._supposed: dict[int, str] = {}
-        for condition, label in zip(way.conditions, way.labels, strict=True):
-            self._supposed |= {part.get_id(): label for part in lazy.conjuncts(condition)}
-        self._switches = {label: _switch(label) for label in dict.fromkeys(way.labels) if label}
-
-    def ask(self, goal: z3.BoolRef, timeout_s: float) -> tuple[solve.Answer, set[str]]:
-        """Whether a goal can fall ("unsat": it can't), and the labels of what that leans on."""
-        if goal.get_id() in self._supposed:
-            # What hasn't been touched is as it was.
-            return solve.Answer("unsat", 0.0), {self._supposed[goal.get_id()]} - {""}
-        self._solver.push()
-        answer, leant_on = self._asked(self._solver, goal, min(_BRIEFLY_S, timeout_s))
-        self._solver.pop()
-        if answer.result == "unknown":
-            # How long the first solver takes depends on what it was asked before.
-            answer, leant_on = self._asked(_switched(z3.SimpleSolver(), self._way), goal, timeout_s)
-        if answer.result == "unknown":
-            answer, leant_on = self._asked(_switched(z3.SolverFor("QF_ABV"), self._way), goal, timeout_s)
-        return answer, leant_on
-
-    def _asked(self, solver: z3.Solver, goal: z3.BoolRef, timeout_s: float) -> tuple[solve.Answer, set[str]]:
-        start = time.perf_counter()
-        solver.set("timeout", max(1, int(timeout_s * 1000)))
-        solver.add(z3.Not(goal))
-        result = solver.check(*self._switches.values())
-        seconds = time.perf_counter() - start
-        reason = solver.reason_unknown() if result == z3.unknown else ""
-        core = {each.get_id() for each in solver.unsat_core()} if result == z3.unsat else set()
-        leant_on = {label for label, switch in self._switches.items() if switch.get_id() in core}
-        return solve.Answer(str(result), seconds, reason=reason), leant_on
+def to_keep(outcome: StepOutcome) -> Answer:
+    """What is proved of a step, as an answer: its values' names say what is kept, by what, and which guards count."""
+    kept = [name for name, answer in outcome.answers.items() if answer == "unsat"]
+    leans = (f"leans {name} {other}" for name in kept for other in outcome.leans_on.get(name, ()))
+    others = (f"open {name}" for name in outcome.answers if name not in kept)
+    guards = (*(f"guard {name}" for name in outcome.guards), *(f"said {name}" for name in outcome.said))
+    named = (*(f"kept {name}" for name in kept), *others, *leans, *guards)
+    return Answer("unsat", outcome.seconds, dict.fromkeys(named, 1))
 
 
-def _switch(label: str) -> z3.BoolRef:
-    return z3.Bool(f"supposed {label}")
-
-
-def _switched(solver: z3.Solver, way: Way) -> z3.Solver:
-    """A solver that supposes what holds on a way, invariants where their switches are on."""
-    for condition, label in zip(way.conditions, way.labels, strict=True):
-        solver.add(z3.Implies(_switch(label), condition) if label else condition)
-    return solver
-
-
-def recalled(step: str, fmt: str, kept: solve.Answer) -> StepOutcome:
-    """The outcome that `cvm_runner.to_keep` made an answer of; of what isn't proved in it nothing is said."""
-    found: dict[str, list[list[str]]] = {"kept": [], "leans": [], "guard": [], "said": []}
+def recalled(step: str, fmt: str, kept: Answer) -> StepOutcome:
+    """The outcome that an answer was made of; what isn't proved in it isn't known."""
+    found: dict[str, list[list[str]]] = {"kept": [], "open": [], "leans": [], "guard": [], "said": []}
     for name in kept.values or {}:
         what, *names = name.split(" ")
         found[what].append(names)
-    answers = {name: "unsat" for (name,) in found["kept"]}
-    leans_on = {name: tuple(other for one, other in found["leans"] if one == name) for name in answers}
+    proved = {name: "unsat" for (name,) in found["kept"]}
+    leans_on = {name: tuple(other for one, other in found["leans"] if one == name) for name in proved}
     guards, said = (tuple(name for (name,) in found[each]) for each in ("guard", "said"))
+    answers = proved | {name: "unknown" for (name,) in found["open"]}
     return StepOutcome(step, fmt, answers, kept.seconds, "", leans_on, guards, said)
 
 
-def can_hold(way: Way, timeout_s: float) -> bool:
-    """Whether all that is supposed on a way can hold together: else what is proved on it says nothing."""
-    solver = z3.SolverFor("QF_ABV")
-    solver.set("timeout", int(timeout_s * 1000))
-    solver.add(*way.conditions)
-    return bool(solver.check() == z3.sat)
+class Job(NamedTuple):
+    """A step to be proved under a policy: what is supposed before it and asked after it."""
+
+    step: str
+    format: str
+    policy: Any
+    supposed: tuple[str, ...]
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Prover:
+    """How steps of one kind of system are proved."""
+
+    system: str
+    prove_step: Callable[..., StepOutcome]
+    """Of a job's parts, the outcome: a function that a worker can be told of."""
+    policy_for: Callable[[str, Any], Any] = lambda _fmt, policy: policy
+    """The policy in what stands for a format."""
+
+
+def key_of(system: str, job: Job, *, is_proved: bool) -> str:
+    """What an outcome is kept under: all that it depends on; what is proved doesn't depend on the time that it was given."""
+    asked = job if not is_proved else job[:-1]
+    return f"{sources()}:{system}:{asked}:{solve.version('z3')}"
+
+
+def run(
+    jobs: Iterable[Job], prover: Prover, pool: Workers, cache: Cache | None, *, keeps_open: bool = False
+) -> Iterator[tuple[Job, StepOutcome]]:
+    """Prove steps, each outcome as it comes. What is proved is kept; also what stayed open, if that is wanted.
+
+    A job's policy is the one in its format already. Whoever leaves early, by Ctrl-C or otherwise, stops the pool.
+    """
+    waiting: dict[Future[StepOutcome], Job] = {}
+    for each in jobs:
+        job = each._replace(policy=prover.policy_for(each.format, each.policy))
+        kept = _kept(prover.system, job, cache, keeps_open)
+        if kept is not None:
+            yield each, kept
+        else:
+            waiting[pool.submit(prover.prove_step, *job)] = each
+    for future in as_completed(waiting):
+        each = waiting[future]
+        job = each._replace(policy=prover.policy_for(each.format, each.policy))
+        try:
+            outcome = future.result()
+        except BrokenProcessPool:
+            outcome = StepOutcome(each.step, each.format, {}, 0.0, "a worker process was killed (out of memory?)")
+        if cache is not None and (outcome.is_proved or (keeps_open and outcome.answers)):
+            cache.put(key_of(prover.system, job, is_proved=outcome.is_proved), to_keep(outcome))
+        yield each, outcome
+
+
+def _kept(system: str, job: Job, cache: Cache | None, keeps_open: bool) -> StepOutcome | None:
+    if cache is None:
+        return None
+    kept = cache.get(key_of(system, job, is_proved=True))
+    if kept is None and keeps_open:
+        kept = cache.get(key_of(system, job, is_proved=False))
+    return None if kept is None else recalled(job.step, job.format, kept)
+
+
+def not_proved(outcome: StepOutcome, missing: list[str]) -> StepOutcome:
+    """A step's outcome, given what it leans on that isn't proved."""
+    if not missing:
+        return outcome
+    reason = f"leans on what isn't proved: {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}"
+    return replace(outcome, answers=dict.fromkeys(outcome.answers, "unknown"), reason=reason)

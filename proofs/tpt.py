@@ -20,7 +20,8 @@ from capvisor.model.tpt import Refused
 from capvisor.model.tpt_system import perform
 from capvisor.proofs import lazy, symbolic
 from capvisor.proofs import paging as walks
-from capvisor.proofs.steps import Proved, Way, asked_of
+from capvisor.proofs.incremental import Way, asked_of
+from capvisor.proofs.steps import Proved
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given, implies
 from capvisor.proofs.tpt_state import (

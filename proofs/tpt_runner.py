@@ -1,45 +1,37 @@
-"""Proving steps of translation pass-through in parallel, with what was proved before kept.
+"""Proving steps of translation pass-through in parallel, and what they lean on.
 
-A step is proved in both variants of the tag check; where neither it nor what is asked of it looks at the variant, once.
+A step is proved in both variants of the tag check, which stand where other systems' steps have a capability format; where
+neither it nor what is asked of it looks at the variant, once.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
 import z3
 
-from capvisor.proofs import solve, tpt
+from capvisor.proofs import tpt
 from capvisor.proofs.cache import Cache
-from capvisor.proofs.cvm_runner import StepOutcome, to_keep
-from capvisor.proofs.matrix import sources
+from capvisor.proofs.guards_off import Guarded
 from capvisor.proofs.runner import Workers
-from capvisor.proofs.steps import recalled
-from capvisor.spec.tag_policy import TagCheck, TagPolicy
-
-Key = tuple[str, str]
-"""A step and a variant, which stands where other systems' steps have a capability format: when a tag is looked up."""
+from capvisor.proofs.steps import Job, Key, Prover, StepOutcome, not_proved, outcome_of, run
+from capvisor.spec.tag_policy import TAG_GUARDS, TagCheck, TagPolicy, without
 
 
 def prove_step(
-    step: str, variant: str, policy: TagPolicy, timeout_s: float, invariants: tuple[str, ...] = tpt.KEPT
+    step: str, variant: str, policy: TagPolicy, invariants: tuple[str, ...] = tpt.KEPT, timeout_s: float = 60
 ) -> StepOutcome:
     """Ask of every invariant whether it can fall in a step."""
     z3.z3.Z3_DEBUG = False  # Checks of arguments of z3's Python, a tenth of the time.
-    try:
-        found = tpt.prove(step, _of_variant(policy, variant), invariants, timeout_s)
-    except Exception as error:
-        return StepOutcome(step, variant, {}, 0.0, f"{type(error).__name__}: {error}")
-    seconds = sum(each.seconds for each in found.kept.values())
-    answers = {name: each.result for name, each in found.kept.items()}
-    leans_on = {name: tuple(sorted(each.leans_on)) for name, each in found.kept.items()}
-    return StepOutcome(step, variant, answers, seconds, "", leans_on, tuple(sorted(found.guards)), tuple(sorted(found.said)))
+    return outcome_of(step, variant, lambda: tpt.prove(step, policy, invariants, timeout_s))
 
 
-def _of_variant(policy: TagPolicy, variant: str) -> TagPolicy:
+def _of_variant(variant: str, policy: TagPolicy) -> TagPolicy:
     return next((replace(policy, tag_check=each) for each in get_args(TagCheck) if each == variant), policy)
+
+
+PROVER = Prover("tpt", prove_step, _of_variant)
+GUARDED = Guarded(PROVER, tpt.KEPT, (tpt.TOUCHED, tpt.APART), TAG_GUARDS, without)
 
 
 def prove(
@@ -49,14 +41,37 @@ def prove(
     workers: int,
     cache: Cache | None,
     finished: Callable[[], None],
+    supposed: Iterable[str] = tpt.KEPT,
 ) -> tuple[list[StepOutcome], bool]:
     """Prove steps, each in a variant, and what they lean on; the outcomes so far, and whether Ctrl-C ended it early.
 
     `finished` is called as often as `count` says.
     """
-    run = _Run(needed(steps), policy, timeout_s, workers, cache, finished)
-    interrupted = run.run()
-    return [leaning(run.outcomes[each], run.outcomes) for each in steps if each in run.outcomes], interrupted
+    pool = Workers(workers)
+    outcomes: dict[Key, StepOutcome] = {}
+    wanted, interrupted = needed(steps), False
+
+    def prove_some(chosen: Sequence[Key]) -> None:
+        jobs = (Job(*each, policy, tuple(supposed), timeout_s) for each in chosen)
+        for job, outcome in run(jobs, PROVER, pool, cache):
+            outcomes[job.step, job.format] = outcome
+            finished()
+
+    try:
+        # What doesn't depend on the variant is proved in the first that is wanted, and holds in the others.
+        first = dict(reversed(wanted))
+        prove_some([each for each in wanted if first[each[0]] == each[1]])
+        for step, variant in wanted:
+            known = outcomes[step, first[step]]
+            if (step, variant) not in outcomes and known.answers and not depends_on_variant(known):
+                outcomes[step, variant] = replace(known, format=variant, seconds=0.0)
+                finished()
+        prove_some([each for each in wanted if each not in outcomes])
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        pool.stop(at_once=interrupted)
+    return [leaning(outcomes[each], outcomes) for each in steps if each in outcomes], interrupted
 
 
 def needed(steps: Sequence[Key]) -> list[Key]:
@@ -77,78 +92,9 @@ def _length(step: str) -> int:
 def leaning(outcome: StepOutcome, outcomes: dict[Key, StepOutcome]) -> StepOutcome:
     """A step's outcome, given those of the steps that it leans on."""
     lemmas = [(lemma, outcome.format) for lemma in tpt.LEANS_ON.get(outcome.step, ())]
-    missing = [".".join(each) for each in lemmas if each not in outcomes or not outcomes[each].is_proved]
-    if not missing:
-        return outcome
-    reason = f"leans on what isn't proved: {', '.join(missing)}"
-    return replace(outcome, answers=dict.fromkeys(outcome.answers, "unknown"), reason=reason)
+    return not_proved(outcome, [".".join(each) for each in lemmas if each not in outcomes or not outcomes[each].is_proved])
 
 
 def depends_on_variant(outcome: StepOutcome) -> bool:
     """Whether the step, or what is asked of it, looks at the variant."""
     return "tag_check" in {*outcome.guards, *outcome.said}
-
-
-class _Run:
-    """Steps that are being proved."""
-
-    def __init__(
-        self,
-        steps: Sequence[Key],
-        policy: TagPolicy,
-        timeout_s: float,
-        workers: int,
-        cache: Cache | None,
-        finished: Callable[[], None],
-    ) -> None:
-        self._steps, self._policy, self._timeout_s, self._cache, self._finished = steps, policy, timeout_s, cache, finished
-        self._pool = Workers(workers)
-        self.outcomes: dict[Key, StepOutcome] = {}
-
-    def run(self) -> bool:
-        """Prove them; whether Ctrl-C ended it."""
-        done = False
-        try:
-            # What doesn't depend on the variant is proved in the first that is wanted, and holds in the others.
-            first = [each for each in self._steps if each[1] == self._first_variant(each[0])]
-            self._prove(first)
-            others = [each for each in self._steps if each not in first]
-            for step, variant in others:
-                known = self.outcomes[step, self._first_variant(step)]
-                if known.answers and not depends_on_variant(known):
-                    self._done(replace(known, format=variant, seconds=0.0))
-            self._prove([each for each in others if each not in self.outcomes])
-            done = True
-        except KeyboardInterrupt:
-            return True
-        finally:
-            self._pool.stop(at_once=not done)
-        return False
-
-    def _first_variant(self, step: str) -> str:
-        return next(variant for name, variant in self._steps if name == step)
-
-    def _prove(self, steps: Sequence[Key]) -> None:
-        waiting: dict[Future[StepOutcome], Key] = {}
-        for step, variant in steps:
-            kept = self._cache.get(self._key(step, variant)) if self._cache is not None else None
-            if kept is not None:
-                self._done(recalled(step, variant, kept))
-            else:
-                waiting[self._pool.submit(prove_step, step, variant, self._policy, self._timeout_s)] = step, variant
-        for future in as_completed(waiting):
-            try:
-                outcome = future.result()
-            except BrokenProcessPool:
-                outcome = StepOutcome(*waiting[future], {}, 0.0, "a worker process was killed (out of memory?)")
-            if outcome.is_proved and self._cache is not None:
-                self._cache.put(self._key(*waiting[future]), to_keep(outcome))
-            self._done(outcome)
-
-    def _done(self, outcome: StepOutcome) -> None:
-        self.outcomes[outcome.step, outcome.format] = outcome
-        self._finished()
-
-    def _key(self, step: str, variant: str) -> str:
-        """What an outcome is kept under: all that it depends on."""
-        return f"{sources()}:tpt:{step}:{variant}:{_of_variant(self._policy, variant)}:{solve.version('z3')}"

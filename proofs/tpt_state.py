@@ -275,7 +275,8 @@ class AnySystem(System):
     def __init__(
         self, given: Given, policy: TagPolicy, invariants: Iterable[str] = INDUCTIVE, known: Known | None = None
     ) -> None:
-        self.given, self.supposed = given, tuple(each for each in INDUCTIVE if each in invariants)
+        self.given, self.invariants = given, frozenset(invariants)
+        self.supposed = tuple(each for each in INDUCTIVE if each in self.invariants)
         self.labels: dict[int, str] = {}
         """Which invariant an assumption is, by its number among all."""
         self.narrowed: list[Any] = []
@@ -464,7 +465,7 @@ class AnySystem(System):
         return key
 
     def _assume(self, name: str, supposed: Any) -> None:
-        if supposed is not True:
+        if name in self.invariants and supposed is not True:
             self.labels[len(self.given.assumptions)] = name
             self.given.assume(supposed)
 

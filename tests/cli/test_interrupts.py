@@ -11,8 +11,8 @@ import pytest
 
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.cvm import KEPT
-from capvisor.proofs.cvm_runner import StepOutcome, key_of, to_keep
 from capvisor.proofs.runner import Workers, interrupted_once
+from capvisor.proofs.steps import Job, StepOutcome, key_of, to_keep
 from capvisor.spec.policy import INTENDED
 
 
@@ -48,7 +48,7 @@ def test_ctrl_c_in_a_terminal_twice_keeps_what_is_finished(
     options = ("--workers", "1", "--state", str(tmp_path))
     if asked[0] == "cvm":
         known = StepOutcome("ecall", "cc64", dict.fromkeys(KEPT, "unsat"), 1.0)
-        Cache(tmp_path).put(key_of("ecall", "cc64", INTENDED), to_keep(known))
+        Cache(tmp_path).put(key_of("cvm", Job("ecall", "cc64", INTENDED, tuple(KEPT), 0), is_proved=True), to_keep(known))
     else:
         assert capvisor("prove", asked[0], *options)[0] == 0
     process = subprocess.Popen(

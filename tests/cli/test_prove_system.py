@@ -8,7 +8,7 @@ from junitparser import JUnitXml
 
 from capvisor.cli.status import Status
 from capvisor.cli.systems import SYSTEM_TOOLS
-from capvisor.proofs.cvm_runner import StepOutcome
+from capvisor.proofs.steps import StepOutcome
 
 
 def set_prover(monkeypatch, prover) -> None:

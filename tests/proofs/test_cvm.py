@@ -5,6 +5,7 @@ import pytest
 from capvisor.model.monitor import CALL_RULES
 from capvisor.proofs import cvm, cvm_guest, cvm_runner
 from capvisor.proofs.cvm_state import INDUCTIVE
+from capvisor.proofs.steps import StepOutcome
 from capvisor.spec.cvm import CALLS
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.operations import OPERATIONS
@@ -53,7 +54,7 @@ def test_a_guests_step_leans_on_every_operation() -> None:
     names = {each.id for each in cvm_runner.lemmas([(cvm_guest.NAME, "cc64")])}
     assert {f"isa.{name}.M11.cc64" for name in ("csc", "clc", "cseal", "mret", "add")} <= names
     assert "isa.cinvoke.M11.cc64" not in names and "isa.cld.M11.cc64" not in names
-    outcome = cvm_runner.StepOutcome(cvm_guest.NAME, "cc64", {"C1": "unsat"}, 1.0)
+    outcome = StepOutcome(cvm_guest.NAME, "cc64", {"C1": "unsat"}, 1.0)
     assert cvm_runner.leaning(outcome, {}) == outcome
     told = cvm_runner.leaning(outcome, {"isa.csc.M11.cc64": "UNKNOWN"})
     assert told.answers == {"C1": "unknown"} and "isa.csc.M11.cc64" in told.reason

@@ -6,8 +6,8 @@ import z3
 from capvisor.model.paging import DONE, READ, UPDATE
 from capvisor.model.tlb import Tlb
 from capvisor.model.tpt_operations import OPERATION_RULES
-from capvisor.proofs import paging, steps, tpt, tpt_runner
-from capvisor.proofs.cvm_runner import StepOutcome
+from capvisor.proofs import incremental, paging, tpt, tpt_runner
+from capvisor.proofs.steps import StepOutcome
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given
 from capvisor.proofs.tpt_state import INDUCTIVE, AnySystem, Table
@@ -79,7 +79,7 @@ def test_a_proof_rests_on_the_guard(guard: str) -> None:
 def test_what_is_supposed_of_a_completed_step_can_hold(name: str) -> None:
     completed = [way for way in tpt.ways(name) if way.is_completed]
     assert completed
-    assert any(steps.can_hold(way, timeout_s=60) for way in completed)
+    assert any(incremental.can_hold(way, timeout_s=60) for way in completed)
 
 
 def test_what_leans_on_a_step_of_a_walk_that_isnt_proved_isnt_proved() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from capvisor.model import paging as model
 from capvisor.model.paging import DONE, READ, UPDATE
-from capvisor.proofs import paging, steps
+from capvisor.proofs import incremental, paging
 from capvisor.spec.paging import LEVELS, Mode, walk_references
 
 
@@ -34,7 +34,7 @@ def test_modes_agree(name: str) -> None:
 def test_what_is_supposed_of_a_step_of_both_modes_can_hold() -> None:
     # Entries of pages at 3 levels, and of tables at 4.
     found = paging._refined(UPDATE, is_native=False)
-    assert sum(steps.can_hold(way, timeout_s=60) for way in found) == 7
+    assert sum(incremental.can_hold(way, timeout_s=60) for way in found) == 7
 
 
 def test_a_walker_that_reads_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ def test_a_walker_that_reads_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 def test_tpt_that_checks_or_writes_less_isnt_nested_paging(monkeypatch: pytest.MonkeyPatch, part: str, changed) -> None:
     monkeypatch.setattr(model.Tagged, part, changed)
     answers = {
-        steps.asked_of(paging._refined(stage, is_native=False), (paging.SAME,), 60).kept[paging.SAME].result
+        incremental.asked_of(paging._refined(stage, is_native=False), (paging.SAME,), 60).kept[paging.SAME].result
         for stage in ((UPDATE,) if part == "write" else (READ,))
     }
     assert answers == {"sat"}

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from capvisor.proofs import cvm, cvm_guards
-from capvisor.proofs.cvm_runner import StepOutcome, prove_step, recalled, to_keep
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS
+from capvisor.proofs import cvm, guards_off
+from capvisor.proofs.cvm_runner import GUARDED, prove_step
+from capvisor.proofs.steps import StepOutcome, recalled, to_keep
 from capvisor.spec.policy import GUARDS, INTENDED
 
 KEPT = dict.fromkeys(cvm.KEPT, "unsat")
@@ -16,45 +16,48 @@ def outcome(step: str, leans_on: dict[str, tuple[str, ...]], guards: tuple[str, 
 
 def test_what_leans_on_what_is_lost_is_lost_too() -> None:
     steps = [outcome("one", {"C6": ("C1",), "C7": ("C6",)}), outcome("two", {"C14": ("C2",)}, C2="unknown")]
-    assert cvm_guards.largest(("C1", "C2", "C6", "C7", "C14"), steps) == {"C1", "C6", "C7"}
-    assert cvm_guards.largest(("C2", "C6", "C7", "C14"), steps) == set()
-    assert cvm_guards.largest(("C4", "C5"), steps) == {"C4", "C5"}
+    assert guards_off.largest(("C1", "C2", "C6", "C7", "C14"), steps) == {"C1", "C6", "C7"}
+    assert guards_off.largest(("C2", "C6", "C7", "C14"), steps) == set()
+    assert guards_off.largest(("C4", "C5"), steps) == {"C4", "C5"}
 
 
 def test_an_outcome_is_kept_and_recalled() -> None:
-    found = outcome("wait", {**dict.fromkeys(cvm.KEPT, ()), "C1": ("C1", "C19")}, ("purge_slots",), C8="unknown")
-    found = replace(found, said=("distinct_otypes",))
-    assert recalled("wait", "cc64", to_keep(found)) == replace(found, leans_on=found.leans_on)
+    leans_on = dict.fromkeys((name for name in cvm.KEPT if name != "C8"), ()) | {"C1": ("C1", "C19")}
+    found = replace(outcome("wait", leans_on, ("purge_slots",), C8="unknown"), said=("distinct_otypes",))
+    assert recalled("wait", "cc64", to_keep(found)) == found
 
 
 def test_a_proof_is_made_anew_where_an_invariant_speaks_of_the_guard_and_holds() -> None:
     known = [replace(outcome("one", {}, ("purge_slots",)), said=("distinct_otypes",))]
-    assert cvm_guards.to_prove(known, {}) == [("distinct_otypes", ("one", "cc64")), ("purge_slots", ("one", "cc64"))]
-    assert cvm_guards.to_prove(known, {"distinct_otypes": ("C18",)}) == [("purge_slots", ("one", "cc64"))]
+    assert guards_off.to_prove(GUARDED, known, {}) == [
+        ("distinct_otypes", ("one", "cc64")),
+        ("purge_slots", ("one", "cc64")),
+    ]
+    assert guards_off.to_prove(GUARDED, known, {"distinct_otypes": ("C18",)}) == [("purge_slots", ("one", "cc64"))]
 
 
 def test_without_a_guard_that_no_step_looks_at_all_that_leans_on_nothing_fallen_holds() -> None:
     known = [outcome("one", {"C6": ("C1",)})]
     fallen = {"purge_slots": frozenset({"C1"})}
-    held, interrupted = cvm_guards.prove(known, fallen, 10, 1, None, lambda: None)
+    held, interrupted = guards_off.prove(GUARDED, known, fallen, 10, 1, None, lambda: None)
     by_guard = {each.guard: set(each.invariants) for each in held}
     assert not interrupted and set(by_guard) == set(GUARDS)
-    assert by_guard["purge_slots"] == set(CVM_INVARIANTS) - {"C1", "C6"}
-    assert by_guard["distinct_otypes"] == set(CVM_INVARIANTS)
+    assert by_guard["purge_slots"] == set(cvm.KEPT) - {"C1", "C6"}
+    assert by_guard["distinct_otypes"] == set(cvm.KEPT)
 
 
 def test_a_step_that_looks_at_a_guard_holds_by_what_is_proved_without_it() -> None:
     known = [outcome("file_advertise", {}, ("advertised_range_checked",)), outcome("wait", {"C1": ("C16",)})]
     without_it = {("file_advertise", "cc64"): outcome("file_advertise", {}, C16="sat")}
-    held = cvm_guards.held_by(known, "advertised_range_checked", without_it, {})
-    assert set(held.invariants) == set(CVM_INVARIANTS) - {"C1", "C16"}
+    held = guards_off.held_by(GUARDED, known, "advertised_range_checked", without_it, {})
+    assert set(held.invariants) == set(cvm.KEPT) - {"C1", "C16"}
     # Nothing holds by a step that was to be proved anew and wasn't, nor where the harts' soundness doesn't.
-    assert cvm_guards.held_by(known, "advertised_range_checked", {}, {}).invariants == ()
+    assert guards_off.held_by(GUARDED, known, "advertised_range_checked", {}, {}).invariants == ()
     unsound = {("file_advertise", "cc64"): outcome("file_advertise", {}, M8="unknown")}
-    assert cvm_guards.held_by(known, "advertised_range_checked", unsound, {}).invariants == ()
+    assert guards_off.held_by(GUARDED, known, "advertised_range_checked", unsound, {}).invariants == ()
 
 
 def test_the_guards_that_a_step_looks_at_are_found() -> None:
-    found = prove_step("wait", "cc64", INTENDED, 60, ("C2", "C18", "C19"))
+    found = prove_step("wait", "cc64", INTENDED, ("C2", "C18", "C19"))
     assert set(found.guards) == {"handles_are_capabilities", "monitor_stack", "saved_context_private"}
     assert "distinct_otypes" in found.said and found.leans_on["C2"] == ("C19", "C2")
