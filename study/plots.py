@@ -1,7 +1,7 @@
 """Plots of results, PNG or SVG by the file's name. They need matplotlib (`capvisor[plots]`)."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,8 @@ def check(path: Path) -> None:
 
 def draw(results: Sequence[Result], swept: str | None, path: Path) -> bytes:
     """The picture: slow-downs of the modes as bars, or as lines over the values of a swept setting. Raises StudyError."""
-    check(path)
-    import matplotlib as mpl  # noqa: PLC0415 - an extra
-    from matplotlib.figure import Figure  # noqa: PLC0415
 
-    content = io.BytesIO()
-    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    with mpl.rc_context({"svg.hashsalt": "capvisor", "font.size": 9}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
+    def draw_on(axes: Any) -> None:
         if swept is None:
             (result,) = results
             heights = [each.slow_down for each in result.modes]
@@ -49,6 +42,22 @@ def draw(results: Sequence[Result], swept: str | None, path: Path) -> bytes:
             axes.legend(frameon=False)
         axes.set_ylabel("modelled cycles, native = 1")
         axes.set_title(f"{results[0].configuration.name}: a model of translation costs", fontsize=9)
+
+    return picture(path, draw_on)
+
+
+def picture(path: Path, draw_on: Callable[[Any], None]) -> bytes:
+    """What is drawn on the axes of a figure, as a file of this name: the same bytes each time. Raises StudyError."""
+    check(path)
+    import matplotlib as mpl  # noqa: PLC0415 - an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    content = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with mpl.rc_context({"svg.hashsalt": "capvisor", "font.size": 9}):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        draw_on(axes)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(content, format=path.suffix[1:], dpi=150, metadata=metadata)
     return content.getvalue()
