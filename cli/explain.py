@@ -1,25 +1,44 @@
 """`capvisor explain`."""
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from capvisor.cli.output import console
 from capvisor.cli.status import InputError, Status
 from capvisor.model import isa as _rules  # declares the rules
+from capvisor.model.calls import CALL_RULES
 from capvisor.model.machine import RULES
+from capvisor.model.object_operations import OPERATION_RULES as ORC_RULES
+from capvisor.model.tpt_operations import OPERATION_RULES as TPT_RULES
+from capvisor.spec.cvm import CALLS
 from capvisor.spec.encodings import encodings
 from capvisor.spec.operations import FETCH_TRAPS, OPERATIONS
+from capvisor.spec.orc import OPERATIONS as ORC_OPERATIONS
+from capvisor.spec.tpt import OPERATIONS as TPT_OPERATIONS
 from capvisor.spec.traps import CAUSES_BY_NAME
 
 assert _rules
 
 
+_OF_SYSTEMS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "cvm": (CALLS, CALL_RULES),
+    "tpt": (TPT_OPERATIONS, TPT_RULES),
+    "orc": (ORC_OPERATIONS, ORC_RULES),
+}
+"""By kind of system: what agents ask for, and the rules of it."""
+
+
 @click.command()
 @click.argument("name")
 def explain(name: str) -> int:
-    """Explain an operation (its rule in the reference included) or a trap cause."""
+    """Explain an operation, of a machine or a system (its rule in the reference included), or a trap cause."""
     out = console()
+    of_systems = [kind for kind, (rows, _rules) in _OF_SYSTEMS.items() if name in rows]
+    for kind in of_systems:
+        _explain_of_system(kind, name)
     if name in OPERATIONS:
         row = OPERATIONS[name]
         out.print(f"{row.name} {row.syntax}\n  {row.summary}\n")
@@ -45,4 +64,20 @@ def explain(name: str) -> int:
         at_fetch = "any operation, at its fetch; " if name in FETCH_TRAPS else ""
         out.print(f"  given by: {at_fetch}{', '.join(givers) or 'no operation'}")
         return Status.OK
+    if of_systems:
+        return Status.OK
     raise InputError(f"`{name}` is no operation and no trap cause: `capvisor list operations`, `capvisor list traps`")
+
+
+def _explain_of_system(kind: str, name: str) -> None:
+    """An operation of a kind of system, as its row has it, and its rule."""
+    rows, rules = _OF_SYSTEMS[kind]
+    row, out = rows[name], console()
+    operands = ", ".join(each for each, _kind in (row.arguments if kind == "cvm" else row.operands))
+    out.print(f"{name} {operands}".rstrip() + f"  (of a system {kind})\n  {row.summary}\n")
+    refusals = row.all_refusals if kind == "cvm" else row.refusals
+    if refusals:
+        out.print(f"  refused for: {', '.join(code.name for code in refusals)}")
+    out.print(f"  source: {row.source}\n")
+    for line in inspect.getsource(rules[name]).splitlines():
+        out.print(f"  {line}".rstrip())

@@ -13,6 +13,7 @@ from capvisor.dsl.tpt_check import written_operands
 from capvisor.spec.cvm import CALLS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.operations import OPERATIONS
+from capvisor.spec.orc import OPERATIONS as ORC_OPERATIONS
 from capvisor.spec.registers import SPECIAL_REGISTERS, STATUS_REGISTERS
 from capvisor.spec.tpt import OPERATIONS as TPT_OPERATIONS
 from capvisor.spec.traps import CAUSES
@@ -112,6 +113,19 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
             for row in TPT_OPERATIONS.values()
         ],
     ),
+    "orc-operations": (
+        ("operation", "by", "operands", "refused for", "meaning"),
+        [
+            (
+                row.name,
+                row.actor.value,
+                ", ".join(name for name, _kind in row.operands),
+                ", ".join(code.name for code in row.refusals),
+                row.summary,
+            )
+            for row in ORC_OPERATIONS.values()
+        ],
+    ),
     **{name: table for kind in _KINDS for name, table in _tables_of(kind).items()},
 }
 
@@ -122,7 +136,8 @@ def listing(what: str) -> int:
     """List what there is.
 
     Of machines: operations, formats, trap causes, special registers, a capability's fields, golden vectors. Of systems: the
-    calls or operations, guards, policies and invariants; with tpt- of translation pass-through, else of cVMs.
+    calls or operations, guards, policies and invariants; with tpt- of translation pass-through, with orc- of
+    shared objects, else of cVMs.
     """
     columns, rows = _TABLES[what]
     console(is_final=True).print(table(columns, rows), soft_wrap=False)

@@ -78,7 +78,8 @@ def run(
             verdicts.append(run_program(program, values, Implementation(implementation), watch))
         else:
             tools, chosen = SYSTEM_TOOLS[program.system.kind], policies[program.source]
-            pair = tools.pair(program, chosen[1]) if implementation == Implementation.BOTH.value else None
+            is_both = implementation == Implementation.BOTH.value
+            pair = tools.pair(program, chosen[1]) if tools.pair is not None and is_both else None
             verdicts.append(run_system(program, values, chosen, tools.tracer(out.print) if trace else None, pair))
     out = console(is_final=True)
     of_machines = [each for each in verdicts if not isinstance(each, SystemVerdict)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capvisor.cli.cvm_pair import CvmPair
+from capvisor.cli.orc_trace import OrcTracer
 from capvisor.cli.tpt_pair import TptPair
 from capvisor.cli.tpt_trace import TptTracer
 from capvisor.cli.trace import CvmTracer
@@ -29,8 +30,8 @@ class SystemTools:
 
     tracer: Callable[[Callable[[str], None]], Callable[[Executed], None]]
     """Makes what shows a run step by step, of a function that writes a line."""
-    pair: Callable[[Program, Any], Follower]
-    """Makes, of a program and a policy, what repeats a run on the fast path, and compares."""
+    pair: Callable[[Program, Any], Follower] | None = None
+    """Makes, of a program and a policy, what repeats a run on the fast path, and compares; None where there is none."""
     steps: Callable[[], Mapping[str, str]] = dict
     """The steps that are all of them together, with their kinds."""
     all_steps: Callable[[], Mapping[str, str]] = dict
@@ -65,5 +66,6 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         guarded=tpt_runner.GUARDED,
         formats=tpt.variants,
     ),
+    "orc": SystemTools(OrcTracer),
 }
 """A row for each of `SYSTEM_KINDS`."""

@@ -1,6 +1,7 @@
 """Showing a run step by step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from capvisor.dsl.printer import print_instruction
 from capvisor.dsl.runner import Step
@@ -38,16 +39,20 @@ class Tracer:
 
 
 class CvmTracer:
-    """Prints each step of cVMs: line, agent, operation, what changed, and who goes on where that is someone else."""
+    """Prints each step of cVMs: line, agent, operation, what changed, and who goes on where that is someone else.
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    `others` gives what else has changed in the system, in words.
+    """
+
+    def __init__(self, write: Callable[[str], None], others: Callable[[Any], Iterable[str]] = lambda _system: ()) -> None:
+        self._write, self._others = write, others
         self._registers: dict[str, list[Capability]] = {}
         self._granules: dict[int, Granule] = {}
 
     def __call__(self, step: Executed) -> None:
         memory = step.system.memory
         changes = [step.outcome] if step.outcome else []
+        changes += self._others(step.system)
         if step.thread is not None:
             hart = step.thread.hart
             registers = [hart.capability(number) for number in range(REGISTER_COUNT)]

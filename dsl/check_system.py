@@ -24,9 +24,11 @@ from capvisor.dsl.syntax import (
     Let,
     Machine,
     Measured,
+    Object,
     Program,
     Result,
     System,
+    Tenant,
     Violates,
 )
 from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind, examples
@@ -49,6 +51,9 @@ def check_system(program: Program) -> None:
 
 class SystemChecker(Checker):
     """Walks through the statements of a program of a system."""
+
+    _has_objects = False
+    """Whether there are tenants and objects in systems of the kind."""
 
     def __init__(self, program: Program, kind: SystemKind) -> None:
         super().__init__(program)
@@ -102,6 +107,10 @@ class SystemChecker(Checker):
             if guard not in guards:
                 known = suggest(guard, guards) or f": there are {listed(guards)}"
                 raise self._error(f"unknown guard `{guard}`{known}", system.position)
+        others: tuple[Tenant | Object, ...] = (*system.tenants, *system.objects)
+        if others and not self._has_objects:
+            message = f"a system of kind `{self._kind.name}` has no tenants and objects: `{self._kind.example}`"
+            raise self._error(message, others[0].position)
         self._is_set_up = True
         self._set_up(system)
 

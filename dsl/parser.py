@@ -326,6 +326,8 @@ class _ToSyntax(Transformer[Token, Program]):
             tuple(item for item in items if isinstance(item, syntax.Region)),
             tuple(item for item in items if isinstance(item, syntax.Guest)),
             tuple(item for item in items if isinstance(item, syntax.Setting)),
+            tuple(tenant for item in items if isinstance(item, list) for tenant in item),
+            tuple(item for item in items if isinstance(item, syntax.Object)),
             _at(meta),
         )
 
@@ -356,6 +358,24 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def setting(self, meta: AnyType, children: list[AnyType]) -> syntax.Setting:
         return syntax.Setting(str(children[0]), children[1], _token_at(children[0]))
+
+    def tenant(self, meta: AnyType, children: list[Token]) -> list[syntax.Tenant]:
+        return [syntax.Tenant(str(name), _token_at(name)) for name in children]
+
+    def object(self, meta: AnyType, children: list[AnyType]) -> syntax.Object:
+        return syntax.Object(str(children[0]), tuple(children[1:]), _token_at(children[0]))
+
+    def global_(self, meta: AnyType, children: list[AnyType]) -> syntax.Word:
+        return syntax.Word(str(children[0]), children[1], True, _token_at(children[0]))
+
+    def constant(self, meta: AnyType, children: list[AnyType]) -> syntax.Word:
+        return syntax.Word(str(children[0]), children[1], False, _token_at(children[0]))
+
+    def exported(self, meta: AnyType, children: list[AnyType]) -> syntax.Export:
+        return syntax.Export(str(children[0]), children[1], _token_at(children[0]))
+
+    def relocation(self, meta: AnyType, children: list[Token]) -> syntax.Relocation:
+        return syntax.Relocation(str(children[0]), str(children[1]), _token_at(children[0]))
 
     def agent(self, meta: AnyType, children: list[Token]) -> syntax.Agent:
         name, thread = children

@@ -14,6 +14,7 @@ from capvisor.dsl.syntax import (
     Element,
     Enter,
     Expectation,
+    Export,
     Expression,
     Fault,
     FieldOf,
@@ -27,17 +28,22 @@ from capvisor.dsl.syntax import (
     Machine,
     Measured,
     Name,
+    Object,
+    ObjectItem,
     Operator,
     Program,
     Region,
     Register,
+    Relocation,
     Result,
+    Setting,
     Statement,
     System,
     Text,
     Truth,
     Unary,
     Violates,
+    Word,
 )
 from capvisor.spec.operations import OPERATIONS, OperandKind
 
@@ -127,6 +133,8 @@ def _system(system: System) -> str:
     parts += [f"{setting.name} {print_expression(setting.value)}" for setting in system.settings]
     parts += [_region(region) for region in system.regions]
     parts += [_guest(guest) for guest in system.guests]
+    parts += [f"tenant {', '.join(tenant.name for tenant in system.tenants)}"] * bool(system.tenants)
+    parts += [_object(each) for each in system.objects]
     if system.policy is not None:
         parts.append(f"policy {system.policy}")
     parts += [f"policy without {guard}" for guard in system.without]
@@ -146,6 +154,23 @@ def _guest(guest: Guest) -> str:
     vcpus = "" if guest.vcpus is None else f" vcpus {print_expression(guest.vcpus)}"
     frames = f"{print_expression(guest.first)}..{print_expression(guest.last)}"
     return f"{guest.name} frames {frames}{vcpus}{' plain' * guest.is_plain}{' mapped' * guest.is_mapped}"
+
+
+def _object(of_system: Object) -> str:
+    items = "; ".join(_object_item(item) for item in of_system.items)
+    return f"object {of_system.name} {{ {items} }}" if items else f"object {of_system.name} {{ }}"
+
+
+def _object_item(item: ObjectItem) -> str:
+    match item:
+        case Setting(name, value):
+            return f"{name} {print_expression(value)}"
+        case Word(name, value, is_global):
+            return f"{'global' if is_global else 'constant'} {name} = {print_expression(value)}"
+        case Export(name, at):
+            return f"export {name}" if at is None else f"export {name} at {print_expression(at)}"
+        case Relocation(kind, name):
+            return f"{kind} {name}"
 
 
 def _fault(fault: Fault | None) -> str:

@@ -239,6 +239,54 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Tenant:
+    """A tenant of shared objects."""
+
+    name: str
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of an object's data: a global, which each tenant has for itself, or a constant, which all share."""
+
+    name: str
+    value: Expression
+    is_global: bool = True
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Export:
+    """A place of an object's code at which it can be entered: its start, where nothing is said."""
+
+    name: str
+    at: Expression | None = None
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Relocation:
+    """An entry of an object's table: the kind, and the export or word that it is for."""
+
+    kind: str
+    name: str
+    position: Position = _position()
+
+
+ObjectItem = Setting | Word | Export | Relocation
+
+
+@dataclass(frozen=True)
+class Object:
+    """The file of an object, as every tenant knows it."""
+
+    name: str
+    items: tuple[ObjectItem, ...] = ()
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
 class System:
     """A system of compartments under a monitor: what there is at the start, and the monitor's policy.
 
@@ -254,6 +302,8 @@ class System:
     regions: tuple[Region, ...] = ()
     guests: tuple[Guest, ...] = ()
     settings: tuple[Setting, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
+    objects: tuple[Object, ...] = ()
     position: Position = _position()
 
 

@@ -13,11 +13,18 @@ from typing import Any
 from capvisor.dsl.syntax import Program
 from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
+from capvisor.spec.object_policy import OBJECT_GUARDS, OBJECT_POLICIES, ObjectPolicy
+from capvisor.spec.orc import OPERATIONS as ORC_OPERATIONS
+from capvisor.spec.orc import Code as OrcCode
+from capvisor.spec.orc_invariants import ORC_INVARIANTS
 from capvisor.spec.policy import GUARDS, POLICIES, Guard, MonitorPolicy
 from capvisor.spec.tag_policy import TAG_GUARDS, TAG_POLICIES, TagPolicy
 from capvisor.spec.tpt import OPERATIONS
 from capvisor.spec.tpt import Code as TptCode
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
+
+PLACE, LOAD, ENTER = "place", "load", "call"
+"""What a tenant's library does with shared objects: each is several operations and instructions, without a row."""
 
 DEFAULT_POLICY = "intended"
 """The policy of every kind that has all guards on."""
@@ -101,7 +108,22 @@ TPT = SystemKind(
     constants="capvisor.dsl.tpt_layout:constants_of",
     attacks=Path("programs/attacks/tpt"),
 )
-SYSTEM_KINDS: dict[str, SystemKind] = {kind.name: kind for kind in (CVM, TPT)}
+ORC = SystemKind(
+    name="orc",
+    policy=ObjectPolicy,
+    policies=OBJECT_POLICIES,
+    guards=OBJECT_GUARDS,
+    invariants=ORC_INVARIANTS,
+    calls={**ORC_OPERATIONS, **dict.fromkeys((PLACE, LOAD, ENTER))},
+    codes=OrcCode,
+    example="system orc { tenant alice }",
+    checker="capvisor.dsl.orc_check:OrcChecker",
+    runner="capvisor.dsl.orc_runner:OrcRun",
+    watch="capvisor.dsl.orc_watch:OrcWatch",
+    constants="capvisor.dsl.orc_layout:constants_of",
+    attacks=Path("programs/attacks/orc"),
+)
+SYSTEM_KINDS: dict[str, SystemKind] = {kind.name: kind for kind in (CVM, TPT, ORC)}
 
 
 def kind_of(program: Program) -> SystemKind:

@@ -17,6 +17,9 @@ from capvisor.spec.tpt import CACHE_SLOTS, TLB_SLOTS
 
 Vcpu = int
 LEAF_LEVELS, TABLE_LEVELS = (1, 2, 3), (1, 2, 3, 4)
+PAGE_SHIFTS = tuple((level, index_shift(level)) for level in LEAF_LEVELS)
+PREFIX_SHIFTS = tuple((level, index_shift(level + 1)) for level in TABLE_LEVELS)
+WRITE, FETCH = Access.WRITE.value, Access.FETCH.value
 
 
 class Translation(NamedTuple):
@@ -65,8 +68,8 @@ def matches(entry: Translation, asid: int, address: int) -> Any:
     if entry.is_live is False:
         return False
     same_page: Any = False
-    for level in LEAF_LEVELS:
-        same_page = same_page | (entry.level == level) & (entry.page == address >> index_shift(level))
+    for level, shift in PAGE_SHIFTS:
+        same_page = same_page | (entry.level == level) & (entry.page == address >> shift)
     return entry.is_live & (entry.asid == asid) & same_page
 
 
@@ -75,15 +78,15 @@ def leads(entry: CachedTable, asid: int, address: int) -> Any:
     if entry.is_live is False:
         return False
     same: Any = False
-    for level in TABLE_LEVELS:
-        same = same | (entry.level == level) & (entry.prefix == address >> index_shift(level + 1))
+    for level, shift in PREFIX_SHIFTS:
+        same = same | (entry.level == level) & (entry.prefix == address >> shift)
     return entry.is_live & (entry.asid == asid) & same
 
 
 def permits(entry: Translation, access: int, is_user: bool) -> Any:
     """Whether an entry will do for an access; a write to a page that isn't dirty yet must set the bit, and so walks."""
-    write = not_(access == Access.WRITE) | entry.is_writable & entry.is_dirty
-    fetch = not_(access == Access.FETCH) | entry.is_executable
+    write = (access != WRITE) | entry.is_writable & entry.is_dirty
+    fetch = (access != FETCH) | entry.is_executable
     return write & fetch & (not_(is_user) | entry.is_user)
 
 
@@ -107,8 +110,11 @@ class Tlb:
         found: Any = TLB_SLOTS
         for slot in reversed(range(TLB_SLOTS)):
             entry = self.translations[vcpu, slot]
-            if entry.is_live is not False:
-                found = select(matches(entry, asid, address) & permits(entry, access, is_user), slot, found)
+            if entry.is_live is False:
+                continue
+            is_there = matches(entry, asid, address)
+            if is_there is not False:
+                found = select(is_there & permits(entry, access, is_user), slot, found)
         return found
 
     def deepest(self, vcpu: Vcpu, asid: int, address: int) -> Any:

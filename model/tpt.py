@@ -12,8 +12,8 @@ from capvisor.model.bits import not_, select
 from capvisor.model.paging import Fault, Frame, Space, SparseWords, Walk, Word, WordStore
 from capvisor.model.tables import Rows, Table
 from capvisor.model.tags import TagTable
-from capvisor.model.tlb import Tlb, matches
-from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, FREE, WORDS_PER_FRAME, Access, Mode, frames_of
+from capvisor.model.tlb import WRITE, Tlb, matches
+from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, FREE, WORDS_PER_FRAME, Mode, frames_of
 from capvisor.spec.tag_policy import INTENDED, TagPolicy
 from capvisor.spec.tpt import CACHE_SLOTS, MAX_DEVICES, MAX_FRAMES, MAX_VCPUS, SWAP_SLOTS, TLB_SLOTS, Code, FaultKind
 
@@ -190,7 +190,7 @@ class System:
 
     def touch(self, kind: str, vcpu: VcpuId, vm: VmId, frame: Frame, index: int, is_write: bool) -> None:
         """Note that a word is about to be accessed for a VM by a vCPU."""
-        pending = self.is_pending(frame, vcpu)
+        pending = self.pending[frame] >> vcpu & 1 != 0
         self.touches.append(Touch(kind, vm, frame, index, is_write, self.tags[frame], pending))
 
     # -- accesses ----------------------------------------------------------------------------------------------------------
@@ -217,6 +217,7 @@ class System:
 
     def access(self, vcpu: VcpuId, address: int, access: int, is_user: bool, value: Word = 0) -> Word:
         """Read, write or fetch the word at a virtual address. Raises Refused and Fault."""
+        is_write = access == WRITE
         row, vm = self.running(vcpu)
         if not_(paging.is_canonical(address, vm.levels)):
             raise Fault(FaultKind.GENERAL)
@@ -224,8 +225,8 @@ class System:
             raise Fault(FaultKind.ALIGNMENT)
         frame = self.translated(vcpu, paging.cut(address, vm.levels), access, is_user)
         index = address >> 3 & WORDS_PER_FRAME - 1
-        self.touch("data", vcpu, row.vm, frame, index, access == Access.WRITE)
-        if access == Access.WRITE:
+        self.touch("data", vcpu, row.vm, frame, index, is_write)
+        if is_write:
             self.memory.set(frame, index, value)
             return 0
         return self.memory.get(frame, index)
@@ -233,10 +234,14 @@ class System:
 
 def in_page(address: int, level: Any) -> Frame:
     """Which of the frames of its page an address is in; the level may stand for any."""
-    frame: Any = address >> FRAME_SHIFT & frames_of(1) - 1
-    for each in (2, 3):
-        frame = select(level == each, address >> FRAME_SHIFT & frames_of(each) - 1, frame)
+    frame: Any = 0
+    for each, mask in _IN_PAGE:
+        frame = select(level == each, address >> FRAME_SHIFT & mask, frame)
     return frame
+
+
+_IN_PAGE = tuple((level, frames_of(level) - 1) for level in (2, 3))
+"""Of each level of large pages, the bits of a frame's number that are within its page."""
 
 
 class GuestSpace:

@@ -2,7 +2,8 @@
 
 An invariant that falls, by a program, can't be supposed any more, nor one whose proof leans on it. So the invariants that
 hold are the largest set of which each is kept by every step, by proofs that lean on that set alone. A step that doesn't look
-at the guard is the same step without it: its proof stands, where what it leans on does. The others are proved anew.
+at the guard is the same step without it: its proof stands, where what it leans on does. The others are proved anew, of what
+these leave.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -72,14 +73,22 @@ def is_another(system: Guarded, outcome: StepOutcome, guard: str, fallen: Collec
     return guard in outcome.guards or (guard in outcome.said and is_spoken_of)
 
 
-def to_prove(system: Guarded, known: Sequence[StepOutcome], fallen: Mapping[str, Collection[str]]) -> list[tuple[str, Key]]:
-    """What is to be proved anew, by guard."""
-    return [
-        (guard, (each.step, each.format))
-        for guard in system.guards
-        for each in known
-        if is_another(system, each, guard, fallen.get(guard, ()))
-    ]
+def supposable(system: Guarded, known: Sequence[StepOutcome], guard: str, fallen: Collection[str]) -> tuple[str, ...]:
+    """What can hold at most with a guard off, by the steps that are the same without it: nothing else need be supposed."""
+    return holding(system, [each for each in known if not is_another(system, each, guard, fallen)], fallen)
+
+
+def to_prove(
+    system: Guarded, known: Sequence[StepOutcome], fallen: Mapping[str, Collection[str]], timeout_s: float = 0
+) -> list[tuple[str, Job]]:
+    """What is to be proved anew, by guard: the steps that look at it, of what can hold at most."""
+    found = []
+    for guard in system.guards:
+        falls = fallen.get(guard, ())
+        supposed, policy = supposable(system, known, guard, falls), system.without(guard)
+        others = [each for each in known if supposed and is_another(system, each, guard, falls)]
+        found += [(guard, Job(each.step, each.format, policy, supposed, timeout_s)) for each in others]
+    return found
 
 
 def prove(
@@ -94,15 +103,11 @@ def prove(
     """What holds without each guard, given what is proved with all of them, and what falls; whether Ctrl-C came."""
     pool = Workers(workers)
     anew: dict[str, dict[Key, StepOutcome]] = {guard: {} for guard in system.guards}
-    policies = {guard: system.without(guard) for guard in system.guards}
-    guard_of: dict[Any, str] = {policy: guard for guard, policy in policies.items()}
+    jobs = to_prove(system, known, fallen, timeout_s)
+    guard_of: dict[Any, str] = {job.policy: guard for guard, job in jobs}
     interrupted = False
     try:
-        jobs = [
-            Job(*key, policies[guard], tuple(name for name in system.kept if name not in fallen.get(guard, ())), timeout_s)
-            for guard, key in to_prove(system, known, fallen)
-        ]
-        for job, outcome in run(jobs, system.prover, pool, cache, keeps_open=True):
+        for job, outcome in run((job for _guard, job in jobs), system.prover, pool, cache, keeps_open=True):
             anew[guard_of[job.policy]][job.step, job.format] = outcome
             finished()
     except KeyboardInterrupt:

@@ -130,6 +130,7 @@ class Question:
         """A label says where a hypothesis is from; without labels, nothing is said of that."""
         self._flat = _Flat()
         self._symbols: dict[int, tuple[z3.ExprRef, frozenset[int]]] = {}
+        self._results: dict[int, tuple[int, tuple[int, ...], frozenset[int]]] = {}
         self._hypotheses: list[z3.BoolRef] = []
         self._labels: dict[int, str] = {}
         self.leant_on: set[str] = set()
@@ -153,27 +154,41 @@ class Question:
         """Goals that together are a goal."""
         return list(_clauses(z3.simplify(self._flat.term(goal))))
 
-    def ask(self, goal: z3.BoolRef, timeout_s: float, case: Iterable[z3.BoolRef] = ()) -> Answer:
+    def ask(
+        self,
+        goal: z3.BoolRef,
+        timeout_s: float,
+        case: Iterable[z3.BoolRef] = (),
+        tier: Callable[[str], int] = lambda _label: 0,
+    ) -> Answer:
         """Whether the hypotheses can hold in a case where the goal doesn't: "unsat" says that the goal is proved.
 
         Which hypotheses are met first decides between a moment and minutes. So after some rounds it is tried again with
-        them in another order, and with more rounds each time.
+        them in another order, and with more rounds each time. Those whose label is of a higher tier are used only where
+        values break nothing else: so a proof leans on few labels of high tiers.
         """
         start = time.process_time()
         flat = [self._flat.term(each) for each in (*case, z3.Not(goal))]
         asked = [*map(z3.simplify, flat), *self._merged(flat[:-1])]
-        order, rounds = list(self._hypotheses), float(_FIRST_ROUNDS)
-        mixing = random.Random(0)
+        tiers: list[list[z3.BoolRef]] = []
+        for each in self._hypotheses:
+            number = tier(self._labels[each.get_id()])
+            tiers += [[] for _ in range(number + 1 - len(tiers))]
+            tiers[number].append(each)
+        rounds, mixing = float(_FIRST_ROUNDS), random.Random(0)
         while True:
-            answer = self._search(asked, order, int(rounds), start + timeout_s)
+            answer = self._search(asked, tiers, int(rounds), start + timeout_s)
             if answer is not None:
                 return replace(answer, seconds=time.process_time() - start)
-            mixing.shuffle(order)
+            for each in tiers:
+                mixing.shuffle(each)
             rounds *= _MORE_ROUNDS
 
-    def _search(self, asked: list[z3.BoolRef], pending: Sequence[z3.BoolRef], rounds: int, end_s: float) -> Answer | None:
+    def _search(
+        self, asked: list[z3.BoolRef], tiers: Sequence[Sequence[z3.BoolRef]], rounds: int, end_s: float
+    ) -> Answer | None:
         """An answer by as few hypotheses as it takes, if so many rounds are enough."""
-        used = asked
+        used, pending = asked, list(tiers)
         equal_arguments: set[tuple[str, int, int]] = set()
         for _round in range(rounds):
             left_s = end_s - time.process_time()
@@ -184,10 +199,16 @@ class Question:
                 self.leant_on |= {label for each in used if (label := self._labels.get(each.get_id()))}
                 return Answer(str(result), 0.0, reason=solver.reason_unknown() if result == z3.unknown else "")
             values = _Values(solver.model())
-            broken, pending = _broken(values, pending)
+            broken: list[z3.BoolRef] = []
+            present = frozenset().union(*map(self._symbols_of, used))
+            for number, each in enumerate(pending):
+                if number and (broken := self._unequal(values, present, equal_arguments)):
+                    break
+                broken, pending[number] = _broken(values, each)
+                if broken:
+                    break
             # Values of symbols that nothing has been said of yet matter only in the end.
-            present = frozenset().union(*map(self._symbols_of, used)) if broken else None
-            broken += self._unequal(values, present, equal_arguments)
+            broken += self._unequal(values, present if broken else None, equal_arguments)
             if not broken:
                 return Answer("sat", 0.0)
             used = used + broken
@@ -202,21 +223,37 @@ class Question:
         merged: set[int] = set()
         while True:
             pairs = []
+            alive: list[z3.ExprRef] = []  # So that a term's number isn't given to another one.
             for results in self._flat.results.values():
                 first: dict[tuple[int, ...], z3.ExprRef] = {}
                 for arguments, symbol in results:
-                    if symbol.get_id() in merged:
+                    number, key, in_arguments = self._as_result(arguments, symbol)
+                    if number in merged:
                         continue
-                    terms = tuple(self._replaced(each, false, known, names) for each in arguments)
-                    other = first.setdefault(tuple(each.get_id() for each in terms), symbol)
+                    if not in_arguments.isdisjoint(names):
+                        terms = [self._replaced(each, false, known, names) for each in arguments]
+                        key = tuple(each.get_id() for each in terms)
+                        alive += terms
+                    other = first.setdefault(key, symbol)
                     if other is not symbol:
                         pairs.append((symbol, other))
-                        merged.add(symbol.get_id())
+                        merged.add(number)
             found += [symbol == other for symbol, other in pairs]
             known += pairs
             names |= {symbol.get_id() for symbol, _other in pairs}
             if not pairs:
                 break
+        return found
+
+    def _as_result(
+        self, arguments: tuple[z3.ExprRef, ...], symbol: z3.ExprRef
+    ) -> tuple[int, tuple[int, ...], frozenset[int]]:
+        """A result's number, those of its arguments, and those of the symbols in them."""
+        found = self._results.get(id(symbol))
+        if found is None:
+            within = frozenset[int]().union(*map(self._symbols_of, arguments))
+            found = symbol.get_id(), tuple(each.get_id() for each in arguments), within
+            self._results[id(symbol)] = found
         return found
 
     def _replaced(self, term: z3.ExprRef, false: _Pairs, known: _Pairs, names: frozenset[int]) -> z3.ExprRef:
@@ -234,7 +271,7 @@ class Question:
         for name, results in self._flat.results.items():
             first: dict[tuple[int, ...], int] = {}
             for number, (arguments, symbol) in enumerate(results):
-                if present is not None and symbol.get_id() not in present:
+                if present is not None and self._as_result(arguments, symbol)[0] not in present:
                     continue
                 other = first.setdefault(tuple(map(values.of, arguments)), number)
                 key = name, other, number

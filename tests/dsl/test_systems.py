@@ -191,7 +191,7 @@ def test_a_wrong_line_is_named_with_its_place(line: str, column: int, message: s
         ("machine cc128 { }\nexpect violates C1", "agents are of a system"),
         ("let x = 5\nalice: li x5, 1", "agents are of a system: the program needs `system cvm { alice size 4K }`"),
         ("let x = 5\n" + SYSTEM, "the system must come first"),
-        ("system orc { alice size 4K }", "unknown kind of system `orc`"),
+        ("system bvm { alice size 4K }", "unknown kind of system `bvm`"),
         ("system cvm { }", "a system needs someone to act in it"),
         ("system cvm { alice }", "missing `size` and the region's size"),
         ("system cvm alice size 4K", "missing `{` after the system's kind"),

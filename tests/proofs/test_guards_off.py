@@ -5,7 +5,7 @@ from dataclasses import replace
 from capvisor.proofs import cvm, guards_off
 from capvisor.proofs.cvm_runner import GUARDED, prove_step
 from capvisor.proofs.steps import StepOutcome, recalled, to_keep
-from capvisor.spec.policy import GUARDS, INTENDED
+from capvisor.spec.policy import GUARDS, INTENDED, without
 
 KEPT = dict.fromkeys(cvm.KEPT, "unsat")
 
@@ -29,11 +29,21 @@ def test_an_outcome_is_kept_and_recalled() -> None:
 
 def test_a_proof_is_made_anew_where_an_invariant_speaks_of_the_guard_and_holds() -> None:
     known = [replace(outcome("one", {}, ("purge_slots",)), said=("distinct_otypes",))]
-    assert guards_off.to_prove(GUARDED, known, {}) == [
-        ("distinct_otypes", ("one", "cc64")),
-        ("purge_slots", ("one", "cc64")),
-    ]
-    assert guards_off.to_prove(GUARDED, known, {"distinct_otypes": ("C18",)}) == [("purge_slots", ("one", "cc64"))]
+
+    def anew(fallen: dict[str, tuple[str, ...]]) -> list[str]:
+        return [guard for guard, _job in guards_off.to_prove(GUARDED, known, fallen)]
+
+    assert anew({}) == ["distinct_otypes", "purge_slots"]
+    assert anew({"distinct_otypes": ("C18",)}) == ["purge_slots"]
+
+
+def test_what_the_other_steps_lose_is_neither_supposed_nor_asked_anew() -> None:
+    known = [outcome("one", {}, ("purge_slots",)), outcome("two", {"C6": ("C1",), "C7": ("C6",)})]
+    ((guard, job),) = guards_off.to_prove(GUARDED, known, {"purge_slots": ("C1",)}, 10)
+    assert (guard, job[:3], job.timeout_s) == ("purge_slots", ("one", "cc64", without("purge_slots")), 10)
+    assert set(job.supposed) == set(cvm.KEPT) - {"C1", "C6", "C7"}
+    known = [outcome("one", {}, ("purge_slots",)), outcome("two", {"M8": ("C1",)})]
+    assert guards_off.to_prove(GUARDED, known, {"purge_slots": ("C1",)}) == []
 
 
 def test_without_a_guard_that_no_step_looks_at_all_that_leans_on_nothing_fallen_holds() -> None:
