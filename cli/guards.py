@@ -18,6 +18,7 @@ from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
 from capvisor.files import state_folder
 from capvisor.proofs import guards_off
 from capvisor.proofs.cache import Cache
+from capvisor.spec.formats import FORMATS
 
 DEFAULT_PROOFS = Path("docs/guard_proofs.json")
 MARKS = {FALLS: "-", HOLDS: "+", UNKNOWN: "?"}
@@ -35,6 +36,13 @@ MARKS = {FALLS: "-", HOLDS: "+", UNKNOWN: "?"}
 )
 @click.option("--prove", "proves", is_flag=True, help="Prove first what holds with a guard off, and keep it (minutes).")
 @click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(list(FORMATS)),
+    help="With --prove: of steps that are proved format by format, those of this one alone; may be given again.",
+)
+@click.option(
     "--timeout", "timeout_s", default=60.0, type=click.FloatRange(0.1), help="With --prove: seconds for a question."
 )
 @click.option(
@@ -51,6 +59,7 @@ def guards(
     named: bool,
     proofs_path: Path | None,
     proves: bool,
+    formats: tuple[str, ...],
     timeout_s: float,
     workers: int,
     state: Path | None,
@@ -72,7 +81,7 @@ def guards(
         raise InputError(f"{others[0]}: no program of a system {system}, whose guards these are")
     cells, always = matrix(kind, files)
     if proves:
-        prove_what_holds(kind, cells, proofs_path or DEFAULT_PROOFS, timeout_s, workers, state)
+        prove_what_holds(kind, cells, proofs_path or DEFAULT_PROOFS, formats, timeout_s, workers, state)
         proved = read_proofs(kind, proofs_path)
     verdicts = {(each.guard, each.invariant): verdict(each, proved) for each in cells}
     wrong = [cell for cell in cells if cell.program and (cell.guard, cell.invariant) in proved]
@@ -112,7 +121,13 @@ def guards(
 
 
 def prove_what_holds(
-    kind: SystemKind, cells: Iterable[Cell], path: Path, timeout_s: float, workers: int, state: Path | None
+    kind: SystemKind,
+    cells: Iterable[Cell],
+    path: Path,
+    formats: tuple[str, ...],
+    timeout_s: float,
+    workers: int,
+    state: Path | None,
 ) -> None:
     """Prove what holds with each guard off, and keep it in a file. Raises InputError where that can't be done."""
     tools = SYSTEM_TOOLS[kind.name]
@@ -121,6 +136,9 @@ def prove_what_holds(
     check_writable(path)
     cache = Cache(state or state_folder())
     every = [(step, fmt) for step in tools.steps() for fmt in tools.formats(step)]
+    if formats:
+        every = [(step, fmt) for step, fmt in every if fmt not in FORMATS or fmt in formats]
+    proved_in = list(dict.fromkeys(fmt for _step, fmt in every))
     with progress("steps and what they lean on", tools.count(every)) as advance:
         known, interrupted = tools.prove(every, kind.intended, timeout_s, workers, cache, lambda: advance(1))
     unproved = [f"{each.step}.{each.format}" for each in known if not each.is_proved]
@@ -138,7 +156,7 @@ def prove_what_holds(
     kept = json.loads(path.read_text()) if path.is_file() else {}
     kept[kind.name] = {
         each.guard: {
-            name: {"verdict": HOLDS, "seconds": round(each.seconds, 1)}
+            name: {"verdict": HOLDS, "seconds": round(each.seconds, 1), "in": proved_in}
             for name in each.invariants
             if name in kind.invariants
         }
@@ -157,7 +175,8 @@ def verdict(cell: Cell, proved: Mapping[tuple[str, str], float]) -> str:
 def read_proofs(kind: SystemKind, path: Path | None = None) -> dict[tuple[str, str], float]:
     """The cells of a system that a file keeps as proved, with the seconds that it took; none without a file.
 
-    The file is {system: {guard: {invariant: {"verdict": ..., "seconds": ...}}}}. Raises InputError where it isn't.
+    The file is {system: {guard: {invariant: {"verdict": ..., "seconds": ..., "in": [...]}}}}: what "in" names are the
+    formats, or variants, of the steps that were proved. Raises InputError where it isn't.
     """
     if path is None and not DEFAULT_PROOFS.is_file():
         return {}
