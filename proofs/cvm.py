@@ -1,8 +1,9 @@
 """Theorems on the Intravisor: each step of the system keeps each invariant of `spec.cvm_invariants`.
 
-A step is any instruction of a guest, the second part of any call of the monitor's, or an operation of the deployer. It is
-executed once by the reference, from any state that the invariants allow (`proofs.cvm_state`), along all its ways; then each
-invariant is asked of any place: the thread that acts, another one, one that was started, any granule of any cVM's memory.
+A step is any instruction of a guest, the second part of any call of the monitor's, an operation of the deployer, or a change
+of memory from below that makes no capability (`proofs.composition`). It is executed once by the reference, from any state
+that the invariants allow (`proofs.cvm_state`), along all its ways; then each invariant is asked of any place: the thread
+that acts, another one, one that was started, any granule of any cVM's memory.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import z3
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model import system
 from capvisor.proofs import contracts, cvm_guest, lazy, solve, symbolic
+from capvisor.proofs.composition import OUTSIDE, ChangedBelow
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
 from capvisor.proofs.state import any_operands
 from capvisor.proofs.steps import Kept, Proved
@@ -44,6 +46,7 @@ def steps() -> dict[str, str]:
         APART: "instruction",
         **dict.fromkeys(CALLS, "leave"),
         **dict.fromkeys(DEPLOYER, "deploy"),
+        OUTSIDE: "outside",
     }
 
 
@@ -95,6 +98,13 @@ def take(monitor: AnyMonitor, name: str) -> Iterator[Step]:
     if kind == "base":
         monitor.without_cvms()
         yield Step(monitor, "deploy", name)
+        return
+    if kind == "outside":
+        monitor.any_thread("other_")
+        _inside(monitor)
+        monitor.begin()
+        monitor.memory.store = ChangedBelow(fmt, monitor.memory.store)
+        yield Step(monitor, "outside", name)
         return
     if kind == "deploy":
         monitor.any_thread("other_")
@@ -341,9 +351,7 @@ _PARTS = 3
 """Which of these it is that divides goals."""
 
 
-def _ask(
-    way: Way, question: lazy.Question, goal: Goal, timeout_s: float, tier: Callable[[str], int]
-) -> solve.Answer:
+def _ask(way: Way, question: lazy.Question, goal: Goal, timeout_s: float, tier: Callable[[str], int]) -> solve.Answer:
     """Whether a goal can fall: asked at once, then in ever more cases, and parts, where that gives no answer."""
     seconds = 0.0
     pending: list[tuple[z3.BoolRef, tuple[z3.BoolRef, ...]]] = [(goal.condition, ())]

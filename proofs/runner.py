@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from capvisor.proofs import bounds as _bounds  # declares its theorems
 from capvisor.proofs import capability as _capability
+from capvisor.proofs import composition as _composition
 from capvisor.proofs import kernels as _kernels
 from capvisor.proofs import lane_memory as _lane_memory
 from capvisor.proofs import monitor as _monitor
@@ -24,7 +25,7 @@ from capvisor.proofs.cache import Cache
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.theorem import Obligation, Queries, obligations, queries, replay
 
-assert _bounds and _capability and _kernels and _lane_memory and _monitor
+assert _bounds and _capability and _composition and _kernels and _lane_memory and _monitor
 
 
 class Verdict(IntEnum):

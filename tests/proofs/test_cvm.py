@@ -4,6 +4,7 @@ import pytest
 
 from capvisor.model.monitor import CALL_RULES
 from capvisor.proofs import cvm, cvm_guest, cvm_runner
+from capvisor.proofs.composition import OUTSIDE
 from capvisor.proofs.cvm_state import INDUCTIVE
 from capvisor.proofs.steps import StepOutcome
 from capvisor.spec.cvm import CALLS
@@ -21,7 +22,7 @@ def fallen(name: str, invariants: tuple[str, ...], policy=INTENDED, asked: tuple
 
 def test_every_instruction_and_call_is_a_step() -> None:
     assert set(cvm.all_steps()) == {*cvm.steps(), *OPERATIONS}
-    assert set(cvm.steps()) == {cvm.BASE, cvm_guest.NAME, "cinvoke", *CALLS, *cvm.DEPLOYER}
+    assert set(cvm.steps()) == {cvm.BASE, cvm_guest.NAME, "cinvoke", *CALLS, *cvm.DEPLOYER, OUTSIDE}
     assert {*cvm_guest.STANDS_FOR, "cinvoke"} == set(OPERATIONS)
     assert set(CALL_RULES) == set(CALLS) and set(INDUCTIVE) < set(CVM_INVARIANTS)
 

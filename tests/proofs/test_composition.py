@@ -1,0 +1,66 @@
+"""An Intravisor in a guest of translation pass-through: what lies below it, and what two accesses come to."""
+
+from types import SimpleNamespace
+
+import pytest
+import z3
+
+from capvisor.model.memory import Granule
+from capvisor.proofs import composition, cvm
+from capvisor.proofs.theorem import obligations, queries
+from capvisor.spec.tpt_invariants import TPT_INVARIANTS
+
+
+def is_refuted(name: str) -> bool:
+    """Whether a theorem, whose assumptions can hold, falls."""
+    asked = queries(obligations()[name])
+    solver = z3.Solver()
+    solver.add(*asked.assumptions)
+    assert solver.check() == z3.sat
+    solver.add(asked.refuted)
+    result = solver.check()
+    assert result != z3.unknown
+    return result == z3.sat
+
+
+def test_what_lies_below_keeps_the_monitors_invariants() -> None:
+    found = cvm.prove(composition.OUTSIDE, "cc64")
+    assert set(found.kept) == set(cvm.KEPT)
+    assert {each.result for each in found.kept.values()} == {"unsat"}
+
+
+def test_what_would_make_capabilities_below_would_break_them(monkeypatch) -> None:
+    def get(store: composition.ChangedBelow, index: object) -> Granule:
+        _tag, upper, lower = store._other.get(index)
+        return True, upper, lower
+
+    monkeypatch.setattr(composition.ChangedBelow, "get", get)
+    found = cvm.prove(composition.OUTSIDE, "cc64", asked=("C1", "C2", "M8"))
+    assert {name: each.result for name, each in found.kept.items()} == {"C1": "sat", "C2": "unsat", "M8": "sat"}
+
+
+def test_two_guests_meet_nowhere_but_by_the_tags(monkeypatch) -> None:
+    assert not is_refuted("composition.guests.cc64")
+    monkeypatch.setitem(TPT_INVARIANTS, "T1", SimpleNamespace(holds=lambda *_arguments: True))
+    assert is_refuted("composition.guests.cc64")
+
+
+def test_two_cvms_of_a_guest_meet_where_they_may() -> None:
+    assert not is_refuted("composition.cvms.cc64")
+
+
+@pytest.mark.parametrize("without", ["C1", "C2"])
+def test_two_cvms_of_a_guest_would_meet_elsewhere_without_their_invariants(monkeypatch, without: str) -> None:
+    monkeypatch.setattr(composition, "INDUCTIVE", tuple(each for each in composition.INDUCTIVE if each != without))
+    assert is_refuted("composition.cvms.cc64")
+
+
+def test_two_cvms_of_a_guest_would_meet_elsewhere_if_its_tables_mapped_pages_twice(monkeypatch) -> None:
+    original = composition.any_function
+    count = iter(range(100))
+
+    def any_function(name: str, *arguments):
+        return original(f"{name}{next(count)}" if name == "page_of" else name, *arguments)
+
+    monkeypatch.setattr(composition, "any_function", any_function)
+    assert is_refuted("composition.cvms.cc64")
