@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from junitparser import JUnitXml
 
+from capvisor.cli import prove_system
 from capvisor.cli.status import Status
 from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.proofs.steps import StepOutcome
@@ -94,3 +96,33 @@ def test_options_that_are_not_for_steps_are_refused(capvisor, option: tuple[str,
 def test_a_policy_is_for_steps_alone(capvisor) -> None:
     status, _out, err = capvisor("prove", "bounds.null", "--policy", "intended")
     assert status == Status.USAGE and "--policy is for steps of a system alone: `capvisor prove cvm`" in err
+
+
+def test_a_policy_with_guards_off_says_what_it_has_and_what_falls_by_which_program(capvisor, monkeypatch, tmp_path) -> None:
+    program = Path("programs/attacks/cvm/a06_kept_in_a_register.without.cap")
+    monkeypatch.setattr(prove_system.programs, "find", lambda _paths: [program])
+    asked = []
+
+    def prove(steps, policy, _timeout_s, _workers, _cache, _finished, supposed):
+        asked.append((policy.purge_registers, supposed))
+        leans_on = {"C2": ("C2",), "C6": ("C1",)}
+        return [StepOutcome(*each, dict.fromkeys(supposed, "unsat"), 1.0, "", leans_on) for each in steps], False
+
+    set_prover(monkeypatch, prove)
+    path = tmp_path / "result.json"
+    command = ("prove", "cvm", "wait.cc64", "--policy", "without:purge_registers", "--no-cache", "--json", path)
+    status, out, _err = capvisor(*command)
+    ((is_on, supposed),) = asked
+    assert status == Status.VIOLATION and not is_on and not {"C1", "C8"} & set(supposed)
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith("C")}
+    assert rows["C1"] == ["falls", str(program)] and rows["C8"] == ["falls", str(program)]
+    assert rows["C2"] == ["holds"] and rows["C6"] == ["unknown"]
+    assert "Not all steps were asked" in out
+    told = json.loads(path.read_text())["invariants"]
+    assert told["C1"] == {"verdict": "falls", "program": str(program)} and told["C2"]["verdict"] == "holds"
+
+
+def test_without_the_attacks_nothing_is_known_to_fall(capvisor, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _out, err = capvisor("prove", "cvm", "wait.cc64", "--policy", "prototype-0.0.1", "--no-cache")
+    assert status == Status.USAGE and "there is no programs/attacks/cvm here" in err
