@@ -22,7 +22,7 @@ from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.files import state_folder
-from capvisor.proofs import programs, solve
+from capvisor.proofs import flows, programs, solve
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.isa import PREFIX, cells, is_cell
 from capvisor.proofs.isa import columns as statements_of_columns
@@ -95,7 +95,8 @@ def prove(
 
     An obligation is a theorem for one capability format: `bounds.set.covers.cc128`. Names may be patterns: `bounds.*`,
     `*.cc64`. A program is a theorem too: whatever values its `any`s have, it passes. A cell of the matrix says that an
-    operation keeps an invariant: `isa.csetbounds.M1.cc128`.
+    operation keeps an invariant: `isa.csetbounds.M1.cc128`. What may flow between cVMs is `flows.*`, of each operation and
+    call: `flows.file_probe.cc64`.
 
     `capvisor prove cvm [STEP]...` proves that steps of the Intravisor's system keep its invariants: instructions of guests,
     calls, operations of the deployer; all of them, or those that patterns choose.
@@ -176,14 +177,17 @@ def _cache(no_cache: bool, state: Path | None) -> Cache | None:
 
 
 def _prove(chosen: list[Obligation], settings: Settings, finished: Callable[[Outcome], None]) -> tuple[list[Outcome], bool]:
-    """Prove obligations and cells; what cells lean on is proved with them."""
-    theorems = [each for each in chosen if not is_cell(each)]
+    """Prove obligations, cells, and what is said of flows; what these lean on is proved with them."""
+    theorems = [each for each in chosen if not is_cell(each) and not flows.is_cell(each)]
     outcomes, interrupted = prove_obligations(theorems, settings, finished)
-    if interrupted or len(theorems) == len(chosen):
-        return outcomes, interrupted
-    others, interrupted = prove_cells([each for each in chosen if is_cell(each)], settings, finished)
-    known = {outcome.obligation.id for outcome in outcomes}
-    return [*outcomes, *(each for each in others if each.obligation.id not in known)], interrupted
+    for prove_family, belongs in ((prove_cells, is_cell), (flows.prove_all, flows.is_cell)):
+        members = [each for each in chosen if belongs(each)]
+        if interrupted or not members:
+            continue
+        others, interrupted = prove_family(members, settings, finished)
+        known = {outcome.obligation.id for outcome in outcomes}
+        outcomes += (each for each in others if each.obligation.id not in known)
+    return outcomes, interrupted
 
 
 def _show_teeth(chosen: list[Obligation], timeout_s: float) -> int:
@@ -214,6 +218,8 @@ def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> l
         )
     if any(name.startswith(f"{PREFIX}.") for name in names):
         known = known | cells()
+    if any(name.startswith(f"{flows.PREFIX}.") for name in names):
+        known = known | flows.cells()
     chosen: dict[str, Obligation] = {}
     for name in names:
         if name.endswith(programs.SUFFIX):
@@ -230,6 +236,7 @@ def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> l
         if not found:
             raise InputError(f"no obligation is called or matched by `{name}`: `capvisor prove --list` shows them")
         chosen |= {each: known[each] for each in found}
+    chosen |= {each.id: each for each in flows.leant_on(chosen.values())}
     return list(chosen.values())
 
 

@@ -11,7 +11,7 @@ too; what isn't says nothing.
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -30,7 +30,11 @@ _LEMMAS = ("invariant", "monotone")
 
 def lemmas_for(operations: Iterable[str]) -> tuple[str, ...]:
     """The theorems that come along with some operations: those of the derivations that their rules call, by whatever way."""
-    called = set().union(*(names_reached(name) for name in operations))
+    return lemmas_of(set().union(*(names_reached(name) for name in operations)))
+
+
+def lemmas_of(called: Collection[str]) -> tuple[str, ...]:
+    """The theorems of some derivations, by name, and of the functions of bounds."""
     derivations = (f"{lemma}.{name}" for name in DERIVATIONS if name in called for lemma in _LEMMAS)
     return (*BOUNDS_LEMMAS, *derivations)
 

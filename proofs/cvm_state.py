@@ -35,7 +35,7 @@ INDUCTIVE = ("C1", "C2", "C4", "C6", "C7", "C8", "C9", "C16", "C17", "C18", "C19
 ID_BITS, INDEX_BITS = 16, 64
 
 
-def _columns(fmt: CapabilityFormat) -> dict[str, tuple[Callable[..., Any], tuple[Column, ...], int]]:
+def columns_of(fmt: CapabilityFormat) -> dict[str, tuple[Callable[..., Any], tuple[Column, ...], int]]:
     """What each table's rows are made of: constructor, columns, and by how many numbers they are found."""
     address = fmt.address_width + 1
     flag = (lambda value: value, (Column("row", 0),))
@@ -74,7 +74,7 @@ class Table(ArrayRows):
     """A symbolic table of the monitor's."""
 
     def __init__(self, system: "AnyMonitor", name: str) -> None:
-        make, columns, indices = _columns(system.format)[name]
+        make, columns, indices = columns_of(system.format)[name]
         super().__init__(make, columns, INDEX_BITS, name, indices)
         self._system, self._name = system, name
 
@@ -279,7 +279,7 @@ class AnyMonitor(Monitor):
     def begin(self) -> None:
         """Keep the state as it is now: the hypotheses are about it."""
         first: Any = copy.copy(self)
-        for name in _columns(self.format):
+        for name in columns_of(self.format):
             setattr(first, name, _Plain(copy.copy(getattr(self, name))))
         memory = self.memory
         first.memory = Memory(memory.format, memory.base, memory.size_bytes, copy.copy(memory.store))
@@ -319,9 +319,13 @@ class AnyMonitor(Monitor):
     cases: dict[str, tuple[Any, ...]]
     """Of symbols, the conditions in each of which a goal on it may be asked."""
 
-    def _any_grant(self, cap: Capability) -> Iterable[Any]:
+    def grant_of(self, cap: Capability, holder: Any) -> Any:
         """In a hypothesis: the grant that a capability of a cVM's is within, a function of the two."""
-        (witness,) = any_function("grant_of", self.format, (cap.meta, cap.address, self._holder), (INDEX_BITS,))
+        (witness,) = any_function("grant_of", self.format, (cap.meta, cap.address, holder), (INDEX_BITS,))
+        return witness
+
+    def _any_grant(self, cap: Capability) -> Iterable[Any]:
+        witness = self.grant_of(cap, self._holder)
         if not any(_is_same(witness, each) for each in self._witnesses):
             self._witnesses.append(witness)
         return (witness,)
@@ -333,6 +337,11 @@ class AnyMonitor(Monitor):
 
     _holder: Any = 0
     """The cVM that hypotheses are about at the moment."""
+
+    @property
+    def first(self) -> Any:
+        """The state at first, which the hypotheses are about."""
+        return self._first
 
     def domain_at_first(self, thread: Thread) -> Any:
         """Which cVM a thread ran for."""

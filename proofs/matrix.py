@@ -11,10 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from capvisor.proofs import isa, solve
 from capvisor.proofs import runner as lemmas
-from capvisor.proofs.isa import Task
 from capvisor.proofs.runner import Outcome, Settings, Verdict, Workers
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.theorem import Obligation, obligations
@@ -23,18 +23,22 @@ _SOURCES = ("capvisor.spec", "capvisor.model", "capvisor.fastpath", "capvisor.pr
 
 
 def prove(
-    chosen: list[Obligation], settings: Settings, finished: Callable[[Outcome], None] = lambda outcome: None
+    chosen: list[Obligation],
+    settings: Settings,
+    finished: Callable[[Outcome], None] = lambda outcome: None,
+    family: Any = isa,
 ) -> tuple[list[Outcome], bool]:
     """Prove cells, and the theorems that they lean on; the outcomes of all, and whether Ctrl-C ended it early.
 
-    `finished` is called with each outcome as soon as it is there.
+    `finished` is called with each outcome as soon as it is there. `family` is the module that has the cells, says how they
+    are proved together (`tasks`), and proves them.
     """
     known = obligations()
     needed = {name: known[name] for each in chosen for name in each.uses}
     leant_on, interrupted = lemmas.prove(needed.values(), settings, finished)
     outcomes: dict[str, Outcome] = {}
     if not interrupted:
-        interrupted = _Run(chosen, settings, finished, outcomes).run()
+        interrupted = _Run(chosen, settings, finished, outcomes, family).run()
     proved = {outcome.obligation.id for outcome in leant_on if outcome.verdict is Verdict.PROVED}
     for outcome in outcomes.values():
         missing = [name for name in outcome.obligation.uses if name not in proved]
@@ -50,11 +54,13 @@ class _Run:
         settings: Settings,
         finished: Callable[[Outcome], None],
         outcomes: dict[str, Outcome],
+        family: Any,
     ) -> None:
+        self._family = family
         self._chosen, self._settings, self._finished, self._outcomes = chosen, settings, finished, outcomes
         self._version = solve.version("z3")
         self._workers = Workers(settings.workers)
-        self._waiting: dict[Future[list[Outcome]], tuple[Task, int]] = {}
+        self._waiting: dict[Future[list[Outcome]], tuple[Any, int]] = {}
 
     def run(self) -> bool:
         """Prove what isn't kept; whether Ctrl-C ended it."""
@@ -62,7 +68,7 @@ class _Run:
             for obligation in self._chosen:
                 self._recall(obligation)
             missing = [each for each in self._chosen if each.id not in self._outcomes]
-            for task in isa.tasks(missing):
+            for task in self._family.tasks(missing):
                 self._submit(task, 1)
             while self._waiting:
                 self._collect()
@@ -82,9 +88,9 @@ class _Run:
     def _key(self, name: str) -> str:
         return f"{sources()}:{name}:{self._version}"
 
-    def _submit(self, task: Task, attempt: int) -> None:
+    def _submit(self, task: Any, attempt: int) -> None:
         limits = self._settings.timeout_s, self._settings.rlimit
-        self._waiting[self._workers.submit(isa.prove, task, *limits)] = task, attempt
+        self._waiting[self._workers.submit(self._family.prove, task, *limits)] = task, attempt
 
     def _collect(self) -> None:
         """Take what has been proved. What a worker was at that was killed is tried once more."""
@@ -98,10 +104,10 @@ class _Run:
                     self._submit(task, 2)
                     continue
                 reason = "a worker process was killed (out of memory?)"
-                outcomes = [Outcome(isa.cells()[name], Verdict.UNKNOWN, reason=reason) for name in task.ids]
+                outcomes = [Outcome(self._family.cells()[name], Verdict.UNKNOWN, reason=reason) for name in task.ids]
             for outcome in outcomes:
                 # What came from another process is said of this one's obligations.
-                outcome.obligation = isa.cells()[outcome.obligation.id]
+                outcome.obligation = self._family.cells()[outcome.obligation.id]
                 self._outcomes[outcome.obligation.id] = outcome
                 if outcome.verdict is Verdict.PROVED and self._settings.cache is not None:
                     answer = Answer("unsat", outcome.seconds, outcome.example)

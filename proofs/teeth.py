@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from capvisor.proofs import isa, solve
+from capvisor.proofs import flows, isa, solve
 from capvisor.proofs.mutants import MUTANTS, Mutant, in_force
 from capvisor.proofs.theorem import Obligation, Theorem, queries, replay
 from capvisor.spec.formats import FORMATS
@@ -32,10 +32,11 @@ def bites(theorem: Theorem, timeout_s: float) -> Iterator[Bite]:
 def _bite(theorem: Theorem, mutant: Mutant, timeout_s: float) -> Bite:
     for fmt in sorted((FORMATS[name] for name in theorem.formats), key=lambda each: each.address_width):
         obligation = Obligation(theorem, fmt)
-        if isa.is_cell(obligation):
-            task = next(isa.tasks([obligation]))
+        family = next((each for each in (isa, flows) if each.is_cell(obligation)), None)
+        if family is not None:
+            task = next(iter(family.tasks([obligation])))
             for number in range(_STATES):
-                if isa.looked_at(task, number)[1]:
+                if family.looked_at(task, number)[1]:
                     return Bite(theorem, mutant, obligation, {"drawn_state": number})
             continue
         asked = queries(obligation)
