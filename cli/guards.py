@@ -182,7 +182,8 @@ def read_proofs(kind: SystemKind, path: Path | None = None) -> dict[tuple[str, s
         return {}
     path = path or DEFAULT_PROOFS
     try:
-        kept = json.loads(path.read_text())[kind.name]
+        known = json.loads(path.read_text())
+        kept = known.get(kind.name, {}) if path == DEFAULT_PROOFS else known[kind.name]
         found = {
             (guard, invariant): float(cell["seconds"])
             for guard, row in kept.items()

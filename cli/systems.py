@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from capvisor.cli.cvm_pair import CvmPair
+from capvisor.cli.orc_pair import OrcPair
 from capvisor.cli.orc_trace import OrcTracer
 from capvisor.cli.tpt_pair import TptPair
 from capvisor.cli.tpt_trace import TptTracer
 from capvisor.cli.trace import CvmTracer
 from capvisor.dsl.syntax import Program
 from capvisor.dsl.system_runner import Executed, Follower
-from capvisor.proofs import cvm, cvm_runner, tpt, tpt_runner
+from capvisor.proofs import cvm, cvm_runner, orc, orc_runner, tpt, tpt_runner
 from capvisor.proofs.guards_off import Guarded
 from capvisor.proofs.steps import StepOutcome
 from capvisor.spec.formats import FORMATS
@@ -66,6 +67,14 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         guarded=tpt_runner.GUARDED,
         formats=tpt.variants,
     ),
-    "orc": SystemTools(OrcTracer),
+    "orc": SystemTools(
+        OrcTracer,
+        OrcPair,
+        steps=orc.steps,
+        all_steps=orc.steps,
+        prove=orc_runner.prove,
+        count=orc_runner.count,
+        guarded=orc_runner.GUARDED,
+    ),
 }
 """A row for each of `SYSTEM_KINDS`."""

@@ -292,7 +292,9 @@ PAGES = {
 
 _COUNTED = {FALLS: "fall (-)", HOLDS: "hold (+)", UNKNOWN: "are open (?)"}
 GUARDS_PAGE = Path(__file__).parent / "guards.md"
-_TABLES = re.compile(r"(?<=<!-- tables: python docs/generate.py guards -->\n).*(?=<!-- end of tables -->)", re.DOTALL)
+_TABLES = re.compile(
+    r"(?<=<!-- tables of (\w{3}): python docs/generate.py guards -->\n).*?(?=<!-- end of tables -->)", re.DOTALL
+)
 
 
 def guards_tables(document: dict[str, Any]) -> str:
@@ -308,21 +310,24 @@ def guards_tables(document: dict[str, Any]) -> str:
     counts = ", ".join(f"{verdicts.count(verdict)} {text}" for verdict, text in _COUNTED.items())
     shown = [(f"`{guard}`", ", ".join(names), f"`{file}`") for (guard, file), names in programs.items()]
     parts = [table(["guard off", *document["invariants"]], rows), f"{len(verdicts)} cells: {counts}.\n"]
-    return "\n".join(["", *parts, table(["guard off", "falls", "program in `programs/attacks/cvm/`"], shown), ""])
+    return "\n".join(
+        ["", *parts, table(["guard off", "falls", f"program in `programs/attacks/{document['system']}/`"], shown), ""]
+    )
 
 
 def with_guards(page: str, document: dict[str, Any]) -> str:
-    """The page of guards, with its tables anew."""
-    assert _TABLES.search(page)
-    return _TABLES.sub(lambda _found: guards_tables(document), page)
+    """The page of guards, with the tables of a system anew."""
+    assert document["system"] in {found[1] for found in _TABLES.finditer(page)}
+    return _TABLES.sub(lambda found: guards_tables(document) if found[1] == document["system"] else found[0], page)
 
 
 def write_guards() -> None:
-    """Run the matrix of guards, and write its tables into their page."""
+    """Run the matrix of guards of each system on their page, and write its tables."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "guards.json"
-        assert status_of(["guards", "cvm", "--json", str(path)]) == Status.OK
-        GUARDS_PAGE.write_text(with_guards(GUARDS_PAGE.read_text(), json.loads(path.read_text())))
+        for found in list(_TABLES.finditer(GUARDS_PAGE.read_text())):
+            path = Path(folder) / f"{found[1]}.json"
+            assert status_of(["guards", found[1], "--json", str(path)]) == Status.OK
+            GUARDS_PAGE.write_text(with_guards(GUARDS_PAGE.read_text(), json.loads(path.read_text())))
 
 
 def main() -> None:

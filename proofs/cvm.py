@@ -6,22 +6,21 @@ that the invariants allow (`proofs.cvm_state`), along all its ways; then each in
 that acts, another one, one that was started, any granule of any cVM's memory.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import z3
 
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model import system
-from capvisor.proofs import contracts, cvm_guest, lazy, solve, symbolic
+from capvisor.proofs import contracts, cvm_guest, lazy, symbolic
 from capvisor.proofs.composition import OUTSIDE, ChangedBelow
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
 from capvisor.proofs.state import any_operands
 from capvisor.proofs.steps import Kept, Proved
-from capvisor.proofs.symbolic import as_int, term_of
+from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given
+from capvisor.proofs.ways import Cases, Way, ask, name_of, parts_of, which
 from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS, SOUND, Place, Step
 from capvisor.spec.formats import FORMATS, CapabilityFormat
@@ -57,38 +56,6 @@ def all_steps() -> dict[str, str]:
 
 KEPT = {**CVM_INVARIANTS, SOUND.name: SOUND}
 """What each step is to keep."""
-
-
-Cases = dict[str, tuple[z3.BoolRef, ...]]
-
-
-class Goal(NamedTuple):
-    """What is to be shown at a place, and the symbol of the cVM whose place it is."""
-
-    condition: z3.BoolRef
-    holder: str
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way through a step: what holds on it, and the goal of each invariant."""
-
-    conditions: tuple[z3.BoolRef, ...]
-    goals: dict[str, tuple[Goal, ...]]
-    """Of each invariant what is to be shown, part by part: of each capability at each place."""
-    cases: Cases
-    """Of each symbol of a place, the conditions on which it is one that the step wrote to."""
-    of_holders: dict[str, tuple[tuple[z3.BoolRef, ...], ...]]
-    """Of each cVM whose places goals are about, the conditions on which it, or its outer one, is concerned in the step."""
-    looked_at: tuple[z3.BoolRef, ...]
-    """The conditions on which the cVM of a place is one that the step looked at."""
-    is_completed: bool
-    labels: tuple[str, ...]
-    """Of each condition, which invariant it supposes, if any."""
-    guards: frozenset[str]
-    """The guards of the policy that the step looked at."""
-    said: frozenset[str]
-    """Those that the invariants themselves speak of."""
 
 
 def take(monitor: AnyMonitor, name: str) -> Iterator[Step]:
@@ -181,9 +148,9 @@ def ways(name: str, fmt: CapabilityFormat, policy: MonitorPolicy, invariants: tu
                 goals[each] = tuple(KEPT[each].holds(step, place) for place in asked)
             looked_at = tuple(term_of(any_cvm == each) for each in monitor.cvms if each is not any_cvm)
             holders = {"any_cvm": any_cvm} | {
-                _name_of(each): each for each in map(monitor.domain_at_first, monitor.threads.looked_at)
+                name_of(each): each for each in map(monitor.domain_at_first, monitor.threads.looked_at)
             }
-            parts = _parts(goals, monitor.about, tuple(holders))
+            parts = parts_of(goals, cvm_guest.PLACES, monitor.about, tuple(holders))
             split = cases(monitor, any_cvm, other, register, granule)
             of_holders = {each: _of_holder(monitor, symbol, concerned) for each, symbol in holders.items()}
             return step.is_completed, parts, split, of_holders, looked_at, seen
@@ -221,72 +188,15 @@ def cases(monitor: AnyMonitor, any_cvm: Any, other: Any, register: Any, granule:
         ("any_other", other, created),
         ("any_grant", monitor.any_grant, monitor.grants.written),  # type: ignore[attr-defined]
     )
-    found = {name: _which(symbol, numbers) for name, symbol, numbers in written}
+    found = {name: which(symbol, numbers) for name, symbol, numbers in written}
     return found | {name: tuple(map(term_of, conditions)) for name, conditions in monitor.cases.items()}
 
 
 def _of_holder(monitor: AnyMonitor, holder: Any, concerned: Sequence[Any]) -> tuple[tuple[z3.BoolRef, ...], ...]:
     """Which of the cVMs concerned the holder of a place is, and which one that was written to is its outer one."""
     created: list[Any] = monitor.regions.written  # type: ignore[attr-defined]
-    of_outer = _which(monitor.outer_at_first(holder), created) if created else ()
-    return _which(holder, concerned), of_outer
-
-
-def _which(symbol: Any, numbers: Sequence[Any]) -> tuple[z3.BoolRef, ...]:
-    """The conditions on which a symbol is one of some numbers, the last one first, none twice."""
-    terms = [(z3.simplify(term), term) for number in reversed(numbers) for term in [_is_at(symbol, number)]]
-    found = {short.get_id(): term for short, term in terms if not (z3.is_false(short) or z3.is_true(short))}
-    return tuple(found.values())
-
-
-def _name_of(symbol: Any) -> str:
-    (name,) = lazy.symbols(as_int(symbol).term)
-    return name
-
-
-def _is_at(symbol: Any, number: Any) -> z3.BoolRef:
-    """That a place is the one of a number, as the solver's arrays compare them."""
-    bits = as_int(symbol).term.size() - 1
-    return z3.simplify(as_int(symbol).at(bits)) == z3.simplify(as_int(number).at(bits))
-
-
-def _split(way: Way, goal: Goal, depth: int) -> Iterator[tuple[z3.BoolRef, ...]]:
-    """The cases in which a goal is asked that is too much at once.
-
-    At depth 1, each symbol of its place is one that was written to, the first such, or none; at 2, its holder is a cVM that
-    is concerned in the step, or none; at 3, the place's cVM is one that the step looked at, or none.
-    """
-    names = lazy.symbols(goal.condition)
-    if depth == 1:
-        concerned = {name for name in way.cases if name in names and (name != "any_granule" or "memory_tags" in names)}
-        ways_to_be = [_one_of(conditions) for name, conditions in way.cases.items() if name in concerned]
-    elif depth == 2:
-        ways_to_be = [_one_of(conditions) for conditions in way.of_holders.get(goal.holder, ())]
-    else:
-        ways_to_be = [_one_of(way.looked_at)] if "any_cvm" in names else []
-    for chosen in itertools.product(*ways_to_be):
-        yield tuple(itertools.chain.from_iterable(chosen))
-
-
-def _one_of(conditions: tuple[z3.BoolRef, ...]) -> list[tuple[z3.BoolRef, ...]]:
-    """That the first of some conditions holds; the second, but not the first; and so on; that none does."""
-    none = [z3.Not(each) for each in conditions]
-    return [(*none[:place], each) for place, each in enumerate(conditions)] + [tuple(none)]
-
-
-def _parts(goals: dict[str, tuple[Any, ...]], about: str, holders: Sequence[str]) -> dict[str, tuple[Goal, ...]]:
-    """The parts of goals, none twice, and none that another way is about."""
-    seen: set[int] = set()
-    others = set(cvm_guest.PLACES) - {about} if about else set[str]()
-    found: dict[str, tuple[Goal, ...]] = {}
-    for name, places in goals.items():
-        # Threads that the step starts have no symbol for their cVM: it is one that the step knows.
-        named = itertools.zip_longest(places, holders[: len(places)], fillvalue="")
-        parts = [Goal(part, holder) for place, holder in named for part in lazy.conjuncts(term_of(place))]
-        parts = [part for part in parts if not others & lazy.symbols(part.condition)]
-        new = (part for part in parts if part.condition.get_id() not in seen)
-        found[name] = tuple(part for part in new if not seen.add(part.condition.get_id()))  # type: ignore[func-returns-value]
-    return found
+    of_outer = which(monitor.outer_at_first(holder), created) if created else ()
+    return which(holder, concerned), of_outer
 
 
 FIRST = "C1"
@@ -314,7 +224,7 @@ def prove(
         for each in sorted(result, key=lambda each: each != FIRST):
             for goal in way.goals[each]:
                 question.leant_on.clear()
-                answer = _ask(way, question, goal, timeout_s, _tiers(each))
+                answer = ask(way, question, goal, timeout_s, _tiers(each))
                 leant_on = {label for label in question.leant_on if label != _AFTER}
                 if _AFTER in question.leant_on:
                     leant_on |= result[FIRST].leans_on
@@ -332,46 +242,14 @@ _BOOKS = ("C2", "C9", "C16", "C19")
 """Invariants of the monitor's tables: what the others rest on."""
 
 
-def _tiers(name: str) -> Callable[[str], int]:
+def _tiers(name: str) -> Callable[[str], int] | None:
     """In what order hypotheses are used: those that an invariant needn't lean on, last.
 
     What is authority's concern leans on everything, and finds its proof more quickly without an order.
     """
     if name in _OF_AUTHORITY:
-        return lambda _label: 0
+        return None
     return lambda label: 0 if label in ("", name) else 1 if label in _BOOKS else 2
 
 
 _OF_AUTHORITY = (FIRST, "C5", "C6", "C7", "C8", "C14", "C17", "C18")
-
-_BRIEFLY_S = (1.0, 4.0, 8.0, 8.0)
-"""How long a goal is asked at once, in few cases, in more, and in parts, before what gave no answer is split further."""
-
-_PARTS = 3
-"""Which of these it is that divides goals."""
-
-
-def _ask(way: Way, question: lazy.Question, goal: Goal, timeout_s: float, tier: Callable[[str], int]) -> solve.Answer:
-    """Whether a goal can fall: asked at once, then in ever more cases, and parts, where that gives no answer."""
-    seconds = 0.0
-    pending: list[tuple[z3.BoolRef, tuple[z3.BoolRef, ...]]] = [(goal.condition, ())]
-    for step, limit in enumerate((*_BRIEFLY_S, timeout_s)):
-        if step == _PARTS:
-            pending = [(each, case) for part, case in pending for each in question.parts(part)]
-        elif step:
-            cases = list(_split(way, goal, min(step, _PARTS)))
-            pending = [(part, (*case, *more)) for part, case in pending for more in cases]
-        still_open = []
-        for part, case in pending:
-            answer = question.ask(part, min(limit, timeout_s), case, tier)
-            seconds += answer.seconds
-            if answer.result == "sat":
-                return replace(answer, seconds=seconds)
-            if answer.result == "unknown":
-                still_open.append((part, case))
-                if limit >= timeout_s:
-                    return replace(answer, seconds=seconds)
-        if not still_open:
-            break
-        pending = still_open
-    return replace(answer, result="unsat", seconds=seconds)

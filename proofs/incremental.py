@@ -53,6 +53,10 @@ _BRIEFLY_S = 2.0
 """How long a goal is asked of the solver that goes on from goal to goal, before ones that begin anew are asked."""
 
 
+_LEANER_MS = 200
+"""How long it is tried to do without an invariant that an answer leans on."""
+
+
 class _Question:
     """What holds on a way, of which goals are asked one by one, and which invariants answers lean on."""
 
@@ -86,9 +90,20 @@ class _Question:
         result = solver.check(*self._switches.values())
         seconds = time.perf_counter() - start
         reason = solver.reason_unknown() if result == z3.unknown else ""
-        core = {each.get_id() for each in solver.unsat_core()} if result == z3.unsat else set()
-        leant_on = {label for label, switch in self._switches.items() if switch.get_id() in core}
-        return solve.Answer(str(result), seconds, reason=reason), leant_on
+        if result != z3.unsat:
+            return solve.Answer(str(result), seconds, reason=reason), set()
+        core = self._of_core(solver)
+        solver.set("timeout", _LEANER_MS)
+        for label in sorted(core):
+            # What is called a core may have more in it than is needed.
+            others = [self._switches[each] for each in core if each != label]
+            if label in core and solver.check(*others) == z3.unsat:
+                core = self._of_core(solver)
+        return solve.Answer(str(result), seconds), core
+
+    def _of_core(self, solver: z3.Solver) -> set[str]:
+        core = {each.get_id() for each in solver.unsat_core()}
+        return {label for label, switch in self._switches.items() if switch.get_id() in core}
 
 
 def _switch(label: str) -> z3.BoolRef:

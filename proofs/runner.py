@@ -20,12 +20,13 @@ from capvisor.proofs import composition as _composition
 from capvisor.proofs import kernels as _kernels
 from capvisor.proofs import lane_memory as _lane_memory
 from capvisor.proofs import monitor as _monitor
+from capvisor.proofs import orc_mint as _orc_mint
 from capvisor.proofs import programs, solve
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.theorem import Obligation, Queries, obligations, queries, replay
 
-assert _bounds and _capability and _composition and _kernels and _lane_memory and _monitor
+assert _bounds and _capability and _composition and _kernels and _lane_memory and _monitor and _orc_mint
 
 
 class Verdict(IntEnum):

@@ -265,9 +265,11 @@ def one_object(step: Step, place: Place) -> Any:
     slot = slot_of(monitor, pcc)
     row = monitor.slots[slot]
     runs = (row.kind == SlotKind.HOME) | (row.kind == SlotKind.OBJECT)
-    in_one = is_in_slot(monitor, pcc, slot) & runs & may_use(step, thread.tenant, slot) & not_(pcc.is_sealed)
-    in_one = in_one & lacks(pcc, _ALL & ~(orc.DATA_PERMISSIONS | orc.CODE_PERMISSIONS))
+    in_one = is_in_slot(monitor, pcc, slot) & runs & may_use(step, thread.tenant, slot)
     in_one = in_one & implies(row.kind == SlotKind.OBJECT, lacks(pcc, orc.STORE_PERMISSIONS))
+    # What has no byte in its bounds executes nothing.
+    in_one = is_empty(pcc) | in_one
+    in_one = in_one & pcc.has_reserved_otype & lacks(pcc, _ALL & ~(orc.DATA_PERMISSIONS | orc.CODE_PERMISSIONS))
     return implies(thread.is_live & (thread.tenant == place.tenant) & pcc.tag, in_one)
 
 
@@ -464,8 +466,8 @@ ORC_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "O11",
             "one object at a time",
-            "A thread's PCC lies in one slot: its tenant's home, or an object that the tenant has mapped, without stores; "
-            "so PCC.base says which.",
+            "A thread's PCC, unless it is empty, lies in one slot: its tenant's home, or an object that the tenant has "
+            "mapped, without stores; so PCC.base says which.",
             _OURS,
             one_object,
         ),

@@ -1,0 +1,55 @@
+"""Theorems on shared objects: steps that keep invariants, and guards without which they don't."""
+
+import z3
+
+from capvisor.model.object_operations import OPERATION_RULES
+from capvisor.proofs import orc, orc_guest, orc_runner
+from capvisor.proofs.orc_state import INDUCTIVE
+from capvisor.proofs.steps import StepOutcome
+from capvisor.spec.formats import CC64
+from capvisor.spec.object_policy import INTENDED, without
+from capvisor.spec.orc import OPERATIONS
+from capvisor.spec.orc_invariants import ORC_INVARIANTS
+
+ALL = tuple(orc.KEPT)
+
+
+TABLES = ("O3", "O8", "O17")
+
+
+def fallen(name: str, policy=INTENDED, invariants=ALL, asked: tuple[str, ...] = ()) -> dict[str, str]:
+    answers = orc.prove(name, "cc64", policy, invariants, timeout_s=60, asked=asked).kept
+    return {each: answer.result for each, answer in answers.items() if answer.result != "unsat"}
+
+
+def test_every_instruction_and_operation_is_a_step() -> None:
+    assert set(orc.steps()) == {orc.BASE, orc_guest.NAME, "cinvoke", *OPERATIONS}
+    assert set(OPERATION_RULES) == set(OPERATIONS) and set(INDUCTIVE) < set(ORC_INVARIANTS)
+
+
+def test_a_system_without_tenants_has_all_invariants() -> None:
+    assert fallen(orc.BASE) == {}
+
+
+def test_a_step_keeps_all_invariants() -> None:
+    assert fallen("destroy") == {}
+
+
+def test_without_its_guard_a_step_makes_an_invariant_fall() -> None:
+    assert fallen("collect", without("mapped_not_collected"), TABLES, ("O8",)) == {"O8": "sat"}
+
+
+def test_what_is_supposed_before_a_step_can_hold_and_the_step_be_completed() -> None:
+    (way,) = (way for way in orc.ways("collect", CC64, INTENDED, ALL) if way.is_completed)
+    solver = z3.SolverFor("QF_AUFBV")
+    solver.add(*way.conditions)
+    assert solver.check() == z3.sat
+
+
+def test_a_guests_step_leans_on_every_operation() -> None:
+    names = {each.id for each in orc_runner.lemmas([(orc_guest.NAME, "cc64")])}
+    assert {f"isa.{name}.{row}.cc64" for name in ("csc", "clc", "csw", "add") for row in ("M2", "M3", "M11")} <= names
+    assert "isa.cinvoke.M11.cc64" not in names and {"orc.mint.cc64", "orc.whole.cc64"} <= names
+    outcome = StepOutcome(orc_guest.NAME, "cc64", {"O5": "unsat"}, 1.0)
+    assert orc_runner.leaning(outcome, {}) == outcome
+    assert orc_runner.leaning(outcome, {"isa.csw.M2.cc64": "UNKNOWN"}).answers == {"O5": "unknown"}
