@@ -76,6 +76,7 @@ class _Access:
     "frame is nobody's: reclaimed, and not acknowledged by either's processor.",
     "ours: T1 of spec/tpt.md, of two accesses in one state of the tags",
     scope="all accesses, in one state; of the guests nothing is supposed; T1 is supposed: `capvisor prove tpt` proves it",
+    replays=False,
 )
 def guests_apart(fmt: CapabilityFormat, given: Given) -> Any:
     """For any two accesses that were completed."""
@@ -91,6 +92,7 @@ def guests_apart(fmt: CapabilityFormat, given: Given) -> Any:
     "ours: C1 and C2 of spec/cvm.md, T1 of spec/tpt.md",
     scope="any two threads and registers, in one state; supposed are C1, C2 and the other invariants of a state (`capvisor "
     "prove cvm`), and that the guest's tables map no two pages of the Intravisor to one frame",
+    replays=False,
 )
 def cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
     """For any two capabilities that are held, and any byte within the bounds of each, whatever bounds are made of."""

@@ -157,6 +157,8 @@ class Theorem:
     scope: str = "all values at full width"
     has_contracts: bool = False
     """Whether the claim is first to be tried with contracts in place of functions (`contracts`)."""
+    replays: bool = True
+    """Whether the values of its symbols say all, so that the claim can be executed on them: tables aren't among them."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,14 @@ def theorem(
     uses: tuple[str, ...] = (),
     formats: tuple[str, ...] = tuple(FORMATS),
     scope: str = "all values at full width",
+    replays: bool = True,
 ) -> Callable[[Claim], Claim]:
     """Declare a claim to be a theorem."""
 
     def declare(claim: Claim) -> Claim:
         if name in THEOREMS:
             raise ValueError(f"two theorems are called {name}")
-        THEOREMS[name] = Theorem(name, statement, source, claim, holds, mutants, uses, formats, scope)
+        THEOREMS[name] = Theorem(name, statement, source, claim, holds, mutants, uses, formats, scope, replays=replays)
         return claim
 
     return declare

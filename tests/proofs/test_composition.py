@@ -6,7 +6,7 @@ import pytest
 import z3
 
 from capvisor.model.memory import Granule
-from capvisor.proofs import composition, cvm
+from capvisor.proofs import composition, cvm, runner
 from capvisor.proofs.theorem import obligations, queries
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
 
@@ -64,3 +64,9 @@ def test_two_cvms_of_a_guest_would_meet_elsewhere_if_its_tables_mapped_pages_twi
 
     monkeypatch.setattr(composition, "any_function", any_function)
     assert is_refuted("composition.cvms.cc64")
+
+
+def test_what_breaks_it_is_not_taken_for_a_counterexample() -> None:
+    outcome = runner.Outcome(obligations()["composition.guests.cc64"], runner.Verdict.PROVED)
+    runner._refute(outcome, {})
+    assert outcome.verdict is runner.Verdict.UNKNOWN and "can't be replayed" in outcome.reason
