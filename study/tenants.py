@@ -72,6 +72,8 @@ def process(number: int, problem: Problem, proc: Path = Path("/proc")) -> list[D
         if matched is None or matched[5] is None or matched[4] == "0":
             continue
         path = Path(matched[5])
+        if path.is_relative_to("/dev"):  # Memory that processes share, which is no object.
+            continue
         if matched[5].endswith(_DELETED):
             problem(f"process {number}: {matched[5].removesuffix(_DELETED)} is mapped, but has been deleted or replaced")
         elif not path.exists():

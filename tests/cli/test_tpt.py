@@ -90,7 +90,6 @@ def test_another_policy_shows_what_a_guard_carries(capvisor) -> None:
 def test_what_does_not_go_is_said(capvisor) -> None:
     for arguments, message in (
         (("prove", "tpt", "walk.cc64"), "no step is called or matched by `walk.cc64`"),
-        (("guards", "tpt", "--prove"), "nothing is proved of systems `tpt` yet"),
         (
             ("prove", WALK),
             "tpt_1_first_walk.cap: programs of a system can't be proved; `capvisor prove tpt` proves its every step",
