@@ -12,10 +12,11 @@ import numpy as np
 
 from capvisor.campaign.cvm_attacks import play
 from capvisor.campaign.cvm_drill import Drill, drill
-from capvisor.campaign.cvm_mirror import ROWS, Log, Mirror, TableMirror, Written
+from capvisor.campaign.cvm_mirror import Mirror, TableMirror, Written
 from capvisor.campaign.cvm_moves import MEMORY_BYTES, REGION_BYTES
 from capvisor.campaign.cvm_states import TABLES
 from capvisor.campaign.cvm_systems import CRASHES, CrashError, Systems, exercise
+from capvisor.campaign.hart_mirror import ROWS, Log
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.tables import Table
 from capvisor.fastpath.workspace import Flags
@@ -42,7 +43,7 @@ class _OwnTable(TableMirror):
 class _OwnMirror(Mirror):
     """What is known of the reference's states, kept in the arrays of a fast path that takes no step."""
 
-    def _make_arrays(self) -> None:
+    def make_arrays(self) -> None:
         batch, machine = self.batch, self.batch.harts
         self.tags, self.metas, self.addresses = machine.tags[:ROWS], machine.metas[:ROWS], machine.addresses[:ROWS]
         self.numbers, self.is_reserved, self.pc = machine.numbers, machine.is_reserved, machine.pc
@@ -52,11 +53,12 @@ class _OwnMirror(Mirror):
         self.is_slot, self.slot_grant = batch.is_slot, batch.slot_grant
         self.clock, self.printed = batch.clock, batch.printed
 
-    def _grow(self) -> None:
+    def grow(self) -> int:
         most = max(len(monitor.threads) for monitor in self.monitors)  # type: ignore[arg-type]
         while self.batch.slots < most:
             self.batch.add_slots()
-            self._make_arrays()
+            self.make_arrays()
+        return 0
 
     def apply(self) -> Written:
         """Bring the arrays up to date; there is none for what a changed reference writes beside memory."""

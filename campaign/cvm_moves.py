@@ -240,13 +240,13 @@ class Mover:
         """Some operation of the table, each of a group in turn, on registers that hold something."""
         groups = list(Group)
         group = groups[self.turn("group") % len(groups)]
-        names = [row.name for row in _rows(self.fmt) if row.group is group]
+        names = [row.name for row in instructions_of(self.fmt) if row.group is group]
         if names:
             self.operation(self.thread(), names[self.turn(group.value) % len(names)])
 
     def instructions(self) -> None:
         """Every operation of the table once."""
-        for row in _rows(self.fmt):
+        for row in instructions_of(self.fmt):
             self.operation(self.thread(), row.name)
 
     def operation(self, thread: int, name: str) -> None:
@@ -260,15 +260,17 @@ class Mover:
             elif kind is OperandKind.VALUE:
                 operands.append(self.one([0, 8, 64, MEMORY_BASE, FIRST_BASE, FIRST_BASE + REGION_BYTES]))
             else:
-                operands.append(_immediate(kind, self.rng, self.fmt))
+                operands.append(draw_immediate(kind, self.rng, self.fmt))
         self.do(thread, name, *operands)
 
 
-def _rows(fmt: CapabilityFormat) -> list[Operation]:
+def instructions_of(fmt: CapabilityFormat) -> list[Operation]:
+    """The operations of the table that a format has."""
     return [row for row in OPERATIONS.values() if row.minimum_xlen <= fmt.address_width]
 
 
-def _immediate(kind: OperandKind, rng: np.random.Generator, fmt: CapabilityFormat) -> int:
+def draw_immediate(kind: OperandKind, rng: np.random.Generator, fmt: CapabilityFormat) -> int:
+    """An immediate of a kind, most often a small one."""
     if kind.names:
         numbers = list(kind.names.values())
         return numbers[int(rng.integers(len(numbers)))]

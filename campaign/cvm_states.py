@@ -5,13 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from capvisor.dsl.states import describe, lane_capability, store_granules
-from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS
+from capvisor.campaign.hart_states import Row, differing, of_hart, of_memory
 from capvisor.fastpath.monitor import BatchMonitor
 from capvisor.fastpath.tables import PAIR_SHIFT, Table, pair_of
-from capvisor.model.memory import EMPTY, Granule
 from capvisor.model.monitor import Monitor, Thread
-from capvisor.spec.registers import REGISTER_COUNT
 
 TABLES = ("regions", "grants", "portals", "held", "probed")
 """The monitor's tables that both implementations have by these names."""
@@ -21,31 +18,11 @@ THREAD_FIELDS = ("is_live", "home", "domain", "serves", "portal", "waits", "wait
 
 def differences(monitor: Monitor, batch: BatchMonitor, lane: int) -> list[str]:
     """What differs between the reference's system and a lane: threads with all registers, memory, tables."""
-    found = []
-    for name, expected, actual in (*_of_tables(monitor, batch, lane), *_of_threads(monitor, batch, lane)):
-        if expected != actual:
-            found.append(f"{name}: reference {_text(expected)}, fast path {_text(actual)}")
-    mine, other = store_granules(monitor.memory.store), _granules(batch, lane)
-    for index in sorted(mine.keys() | other.keys()):
-        granule, actual_granule = mine.get(index, EMPTY), other.get(index, EMPTY)
-        if granule != actual_granule:
-            address = monitor.memory.base + (index << monitor.format.granule_shift)
-            found.append(f"memory at {address:#x}: reference {tuple(granule)}, fast path {tuple(actual_granule)}")
-    return found
+    rows = (*_of_tables(monitor, batch, lane), *_of_threads(monitor, batch, lane))
+    return differing((*rows, *of_memory(monitor.memory, batch.memory, lane)))
 
 
-def _text(value: Any) -> str:
-    return hex(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _granules(batch: BatchMonitor, lane: int) -> dict[int, Granule]:
-    """The granules of a lane that are not empty, by index."""
-    tags, halves = batch.memory.tags[lane], batch.memory.halves[lane]
-    used = np.flatnonzero(tags | halves.any(axis=1)).tolist()
-    return {index: Granule(bool(tags[index]), *reversed(halves[index].tolist())) for index in used}
-
-
-def _of_tables(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[tuple[str, Any, Any]]:
+def _of_tables(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[Row]:
     """The tables, as the reference and as the fast path has them; rows of zeros are as if there were none."""
     for name in TABLES:
         yield name, expected_rows(monitor, name), _rows(getattr(batch, name), lane)
@@ -94,7 +71,7 @@ def expected_frame(thread: Thread) -> tuple[int, ...]:
     return (1, *whom, *frame.arguments)
 
 
-def _of_threads(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[tuple[str, Any, Any]]:
+def _of_threads(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[Row]:
     """The threads, with all that their harts hold."""
     machine, threads = batch.harts, list(monitor.threads)  # type: ignore[call-overload]
     yield "threads", len(threads), int(batch.thread_counts()[lane])
@@ -104,14 +81,4 @@ def _of_threads(monitor: Monitor, batch: BatchMonitor, lane: int) -> Iterator[tu
             yield f"{who} {name}", int(getattr(thread, name)), int(batch.threads[name][place])
         frame = tuple(int(column[place]) for column in batch.frames.values())
         yield f"{who} frame", expected_frame(thread), frame if frame[0] else (0,) * len(frame)
-        yield f"{who} pc", hart.pc, int(machine.pc[place])
-        for name in (*NUMBERS, "is_reserved"):
-            if name != "reservation" or hart.is_reserved:
-                column = machine.is_reserved if name == "is_reserved" else machine.numbers[name]
-                yield f"{who} {name}", int(getattr(hart, name)), int(column[place])
-        held = {f"c{register}": (hart.capability(register), register) for register in range(REGISTER_COUNT)}
-        held |= {name: (getattr(hart, name), row) for name, row in SPECIAL_ROWS.items()}
-        for name, (expected, row) in held.items():
-            actual = lane_capability(machine, row, place)
-            if expected != actual:
-                yield f"{who} {name}", f"{describe(expected)} {expected.meta:#x}", f"{describe(actual)} {actual.meta:#x}"
+        yield from of_hart(who, hart, machine, place)

@@ -22,6 +22,10 @@ from capvisor.spec.formats import Permission
 class HeldCapability(LaneCapability):
     """Capabilities at places, with what is known of them kept where their tags are looked at differently."""
 
+    @property
+    def base(self) -> Wide:
+        return self.bounds[0]
+
     def tagged_if(self, condition: Any) -> "HeldCapability":
         other = object.__new__(HeldCapability)
         vars(other).update(vars(self), tag=self.tag & condition)

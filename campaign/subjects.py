@@ -1,4 +1,4 @@
-"""What campaigns are about: one hart's programs, systems of cVMs, or of translation pass-through.
+"""What campaigns are about: one hart's programs, systems of cVMs, translation pass-through, shared objects, or a VMM.
 
 The rest of a campaign doesn't depend on it.
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from capvisor.campaign import cvm, findings, tpt
+from capvisor.campaign import cvm, findings, orc, tpt, vmm
 from capvisor.campaign.findings import AnyFinding
 from capvisor.campaign.recipes import PROFILES
 from capvisor.campaign.systems import SystemWork
@@ -27,7 +27,9 @@ from capvisor.campaign.unit import perform as perform_hart
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.invariants import INVARIANTS
+from capvisor.spec.orc_invariants import ORC_INVARIANTS
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS
 
 if TYPE_CHECKING:
     from capvisor.campaign.engine import Report
@@ -56,6 +58,8 @@ class Subject:
     work: type[Work] = Work
     names_all: bool = False
     """Whether a finding's program names all that it shows, so that of findings with one program the first is enough."""
+    has_formats: bool = True
+    """Whether there are capabilities in it."""
 
 
 def _weaknesses_of_a_hart(report: "Report") -> list[str]:
@@ -84,18 +88,28 @@ def _lanes_of_a_hart(compare: bool) -> int:
     return LANES if compare else WIDE_LANES
 
 
-def _lanes_of_cvms(_compare: bool) -> int:
-    return cvm.LANES
-
-
-def _lanes_of_tpt(_compare: bool) -> int:
-    return tpt.LANES
-
-
 HARTS = Subject(perform_hart, _lanes_of_a_hart, _weaknesses_of_a_hart, findings.finding_of, INVARIANTS)
+
+
+def _systems(module: Any, invariants: Mapping[str, Any], *, has_formats: bool = True) -> Subject:
+    """The subject of campaigns that a module has, of which a program is a system."""
+    return Subject(
+        module.perform,
+        lambda _compare: int(module.LANES),
+        module.weaknesses,
+        module.finding_of,
+        invariants,
+        SystemWork,
+        True,
+        has_formats,
+    )
+
+
 SYSTEMS: dict[str, Subject] = {
-    cvm.PROFILE: Subject(cvm.perform, _lanes_of_cvms, cvm.weaknesses, cvm.finding_of, CVM_INVARIANTS, SystemWork, True),
-    tpt.PROFILE: Subject(tpt.perform, _lanes_of_tpt, tpt.weaknesses, tpt.finding_of, TPT_INVARIANTS, SystemWork, True),
+    cvm.PROFILE: _systems(cvm, CVM_INVARIANTS),
+    tpt.PROFILE: _systems(tpt, TPT_INVARIANTS, has_formats=False),
+    orc.PROFILE: _systems(orc, ORC_INVARIANTS),
+    vmm.PROFILE: _systems(vmm, VMM_INVARIANTS, has_formats=False),
 }
 """Subjects of which a program is a system, by the profile's name."""
 

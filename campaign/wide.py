@@ -14,7 +14,7 @@ Other = Union["Wide", int]
 class Wide:
     """One number a lane: `low` is uint64[lanes], `high` says where 2**64 is to be added, None where nowhere.
 
-    Sums are exact below 2**65. Differences are modulo 2**64, as are bit operations, which look at `low` alone.
+    Sums are exact below 2**65. Differences and products are modulo 2**64, as are bit operations, which look at `low` alone.
     """
 
     __slots__ = ("high", "low")
@@ -36,6 +36,9 @@ class Wide:
 
     def __sub__(self, other: Other) -> "Wide":
         return Wide(self.low - (other.low if isinstance(other, Wide) else np.uint64(other & _MASK)))
+
+    def __mul__(self, factor: int) -> "Wide":
+        return Wide(self.low * np.uint64(factor))
 
     def __and__(self, other: Other) -> "Wide":
         return Wide(self.low & (other.low if isinstance(other, Wide) else np.uint64(other & _MASK)))

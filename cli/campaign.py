@@ -77,7 +77,10 @@ class Request:
         settings, words = self.settings, ["capvisor", "fuzz"]
         if self.engine != "bulk":
             words += ["--engine", self.engine]
-        words += ["--profile", settings.profile, "--format", settings.format, "--seed", str(settings.seed)]
+        words += ["--profile", settings.profile]
+        if subject_of(settings.profile).has_formats:
+            words += ["--format", settings.format]
+        words += ["--seed", str(settings.seed)]
         if settings.policy != DEFAULT_POLICY:
             words += ["--policy", settings.policy]
         if settings.programs is not None:

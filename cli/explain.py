@@ -13,12 +13,14 @@ from capvisor.model.calls import CALL_RULES
 from capvisor.model.machine import RULES
 from capvisor.model.object_operations import OPERATION_RULES as ORC_RULES
 from capvisor.model.tpt_operations import OPERATION_RULES as TPT_RULES
+from capvisor.model.vmm_operations import OPERATION_RULES as VMM_RULES
 from capvisor.spec.cvm import CALLS
 from capvisor.spec.encodings import encodings
 from capvisor.spec.operations import FETCH_TRAPS, OPERATIONS
 from capvisor.spec.orc import OPERATIONS as ORC_OPERATIONS
 from capvisor.spec.tpt import OPERATIONS as TPT_OPERATIONS
 from capvisor.spec.traps import CAUSES_BY_NAME
+from capvisor.spec.vmm import OPERATIONS as VMM_OPERATIONS
 
 assert _rules
 
@@ -27,6 +29,7 @@ _OF_SYSTEMS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "cvm": (CALLS, CALL_RULES),
     "tpt": (TPT_OPERATIONS, TPT_RULES),
     "orc": (ORC_OPERATIONS, ORC_RULES),
+    "vmm": (VMM_OPERATIONS, VMM_RULES),
 }
 """By kind of system: what agents ask for, and the rules of it."""
 

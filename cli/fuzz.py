@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from capvisor.campaign.engine import Settings
 from capvisor.campaign.recipes import PROFILES
@@ -42,9 +43,9 @@ from capvisor.spec.formats import FORMATS
     default="mixed",
     show_default=True,
     type=click.Choice([*PROFILES, *SYSTEMS]),
-    help="What programs are about; `cvm`, `tpt`: systems of compartments, of translation pass-through.",
+    help="What programs are about; `cvm`, `tpt`, `orc`: systems of compartments, translation pass-through, shared objects.",
 )
-@click.option("--policy", metavar="NAME", help="Of `cvm` and `tpt`: a preset, or without:GUARD,...  [default: intended]")
+@click.option("--policy", metavar="NAME", help="Of `cvm`, `tpt`, `orc`: a preset, or without:GUARD,...  [default: intended]")
 @click.option("--format", "format_name", default="cc128", show_default=True, type=click.Choice(list(FORMATS)))
 @click.option("--time", "seconds", type=Duration(), help="How long, such as 60s, 5m or 1h.  [default: 60s]")
 @click.option("--programs", "count", type=click.IntRange(min=1), help="How many programs, instead of how long.")
@@ -109,6 +110,9 @@ def fuzz(
     if profile in SYSTEMS:
         if engine != "bulk" or against is not None or invariants_only:
             raise InputError(f"the profile `{profile}` has no --engine, --against or --invariants-only")
+        given = click.get_current_context().get_parameter_source("format_name") is not ParameterSource.DEFAULT
+        if given and not SYSTEMS[profile].has_formats:
+            raise InputError(f"the profile `{profile}` has no --format: there are no capabilities in it")
         try:
             policy_named(policy or DEFAULT_POLICY, SYSTEM_KINDS[profile])
         except LookupError as error:

@@ -137,6 +137,8 @@ def prove_what_holds(
     cache = Cache(state or state_folder())
     every = [(step, fmt) for step in tools.steps() for fmt in tools.formats(step)]
     if formats:
+        if not any(fmt in FORMATS for _step, fmt in every):
+            raise InputError(f"--format: steps of a system {kind.name} are proved in no capability format")
         every = [(step, fmt) for step, fmt in every if fmt not in FORMATS or fmt in formats]
     proved_in = list(dict.fromkeys(fmt for _step, fmt in every))
     with progress("steps and what they lean on", tools.count(every)) as advance:

@@ -10,6 +10,7 @@ from capvisor.cli.status import Status
 from capvisor.dsl.fields import FIELDS
 from capvisor.dsl.system_kinds import CVM, SYSTEM_KINDS, SystemKind
 from capvisor.dsl.tpt_check import written_operands
+from capvisor.dsl.vmm_check import written_operands as vmm_operands
 from capvisor.spec.cvm import CALLS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.operations import OPERATIONS
@@ -18,6 +19,7 @@ from capvisor.spec.registers import SPECIAL_REGISTERS, STATUS_REGISTERS
 from capvisor.spec.tpt import OPERATIONS as TPT_OPERATIONS
 from capvisor.spec.traps import CAUSES
 from capvisor.spec.vectors import VECTOR_OPERATIONS
+from capvisor.spec.vmm import OPERATIONS as VMM_OPERATIONS
 
 
 def _off(kind: SystemKind, policy: Any) -> list[str]:
@@ -126,6 +128,19 @@ _TABLES: dict[str, tuple[tuple[str, ...], Sequence[tuple[object, ...]]]] = {
             for row in ORC_OPERATIONS.values()
         ],
     ),
+    "vmm-operations": (
+        ("operation", "by", "operands", "refused for", "meaning"),
+        [
+            (
+                row.name,
+                row.actor.value,
+                ", ".join(name for name, _kind in vmm_operands(row.name)),
+                ", ".join(code.name for code in row.refusals),
+                row.summary,
+            )
+            for row in VMM_OPERATIONS.values()
+        ],
+    ),
     **{name: table for kind in _KINDS for name, table in _tables_of(kind).items()},
 }
 
@@ -137,7 +152,7 @@ def listing(what: str) -> int:
 
     Of machines: operations, formats, trap causes, special registers, a capability's fields, golden vectors. Of systems: the
     calls or operations, guards, policies and invariants; with tpt- of translation pass-through, with orc- of
-    shared objects, else of cVMs.
+    shared objects, with vmm- of a para-pass-through VMM, else of cVMs.
     """
     columns, rows = _TABLES[what]
     console(is_final=True).print(table(columns, rows), soft_wrap=False)

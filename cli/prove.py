@@ -14,6 +14,8 @@ from capvisor.cli import programs as files
 from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
+from capvisor.cli.prove_stack import NAME as STACK
+from capvisor.cli.prove_stack import list_suppositions, prove_stack
 from capvisor.cli.prove_system import list_steps, prove_system
 from capvisor.cli.status import InputError, Status
 from capvisor.cli.sweep import sweep_parts
@@ -99,12 +101,16 @@ def prove(
     call: `flows.file_probe.cc64`.
 
     `capvisor prove cvm [STEP]...` proves that steps of the Intravisor's system keep its invariants: instructions of guests,
-    calls, operations of the deployer; all of them, or those that patterns choose.
+    calls, operations of the deployer; all of them, or those that patterns choose. So do the others' names.
+    `capvisor prove stack` says how the systems stand on each other: what each supposes, and what gives it that.
     """
     click.get_current_context().with_resource(interrupted_once())
-    _check_options(click.get_current_context(), system=names[0] if names and names[0] in SYSTEM_KINDS else None)
+    _check_options(click.get_current_context(), system=names[0] if names and names[0] in (*SYSTEM_KINDS, STACK) else None)
     check_writable(json_path)
     check_writable(junit_path)
+    if names == (STACK,):
+        kept = _cache(no_cache, state)
+        return list_suppositions() if listing else prove_stack(timeout, workers, kept, json_path, junit_path)
     if names and names[0] in SYSTEM_KINDS:
         if listing:
             return list_steps(names[0], names[1:])

@@ -14,7 +14,7 @@ from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.guards import FALLS, HOLDS, UNKNOWN, falling
 from capvisor.dsl.system import policy_named
 from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
-from capvisor.proofs import guards_off
+from capvisor.proofs import guards_off, steps
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.steps import StepOutcome
 
@@ -47,6 +47,7 @@ def prove_system(
     with progress("steps and what they lean on", tools.count(chosen)) as advance:
         outcomes, interrupted = tools.prove(chosen, policy, timeout_s, workers, cache, lambda: advance(1), supposed)
     out = console(is_final=True)
+    _keep_whole(system, policy, outcomes, chosen, fallen, None if interrupted else cache)
     columns = tuple(dict.fromkeys(name for each in outcomes for name in each.answers))
     rows = [
         (f"{each.step}.{each.format}", *(_MARKS.get(each.answers.get(column, ""), "") for column in columns))
@@ -78,6 +79,24 @@ def prove_system(
     if fallen or any("sat" in each.answers.values() for each in outcomes):
         return Status.VIOLATION
     return Status.OK if proved == len(chosen) else Status.INCONCLUSIVE
+
+
+def _keep_whole(
+    system: str,
+    policy: Any,
+    outcomes: list[StepOutcome],
+    chosen: list[tuple[str, str]],
+    fallen: dict[str, Path],
+    cache: Cache | None,
+) -> None:
+    """Keep what every step of a format keeps, of the formats of which all steps were asked."""
+    tools = SYSTEM_TOOLS[system]
+    assert tools.guarded is not None
+    for fmt in dict.fromkeys(fmt for _step, fmt in chosen):
+        is_whole = all((step, fmt) in chosen for step in tools.steps() if fmt in tools.formats(step))
+        if cache is not None and is_whole:
+            of_format = [each for each in outcomes if each.format == fmt]
+            steps.keep_whole(system, fmt, policy, guards_off.holding(tools.guarded, of_format, fallen), cache)
 
 
 def _fallen(kind: SystemKind, policy: Any) -> dict[str, Path]:

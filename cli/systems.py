@@ -7,12 +7,15 @@ from typing import Any
 from capvisor.cli.cvm_pair import CvmPair
 from capvisor.cli.orc_pair import OrcPair
 from capvisor.cli.orc_trace import OrcTracer
+from capvisor.cli.stack_trace import StackTracer
 from capvisor.cli.tpt_pair import TptPair
 from capvisor.cli.tpt_trace import TptTracer
 from capvisor.cli.trace import CvmTracer
+from capvisor.cli.vmm_pair import VmmPair
+from capvisor.cli.vmm_trace import VmmTracer
 from capvisor.dsl.syntax import Program
 from capvisor.dsl.system_runner import Executed, Follower
-from capvisor.proofs import cvm, cvm_runner, orc, orc_runner, tpt, tpt_runner
+from capvisor.proofs import cvm, cvm_runner, orc, orc_runner, tpt, tpt_runner, vmm, vmm_runner
 from capvisor.proofs.guards_off import Guarded
 from capvisor.proofs.steps import StepOutcome
 from capvisor.spec.formats import FORMATS
@@ -61,7 +64,7 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         TptTracer,
         TptPair,
         steps=tpt.steps,
-        all_steps=tpt.steps,
+        all_steps=tpt.all_steps,
         prove=tpt_runner.prove,
         count=tpt_runner.count,
         guarded=tpt_runner.GUARDED,
@@ -76,5 +79,15 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         count=orc_runner.count,
         guarded=orc_runner.GUARDED,
     ),
+    "vmm": SystemTools(
+        VmmTracer,
+        VmmPair,
+        steps=vmm.steps,
+        all_steps=vmm.steps,
+        prove=vmm_runner.prove,
+        guarded=vmm_runner.GUARDED,
+        formats=vmm.parts,
+    ),
+    "stack": SystemTools(StackTracer),
 }
 """A row for each of `SYSTEM_KINDS`."""

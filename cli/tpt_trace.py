@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from capvisor.cli.trace import write_step
+from capvisor.dsl.operation_runner import AT_THE_START
 from capvisor.dsl.system_runner import Executed
-from capvisor.dsl.tpt_runner import AT_THE_START
-from capvisor.dsl.tpt_watch import Snapshot, changed_keys, snapshot
+from capvisor.dsl.system_watch import Snapshot, changed_keys
+from capvisor.dsl.tpt_watch import snapshot
 from capvisor.model.paging import DONE, READ, Walk
 from capvisor.spec.paging import FREE, HOST, LEVEL_NAMES, PAGE_LEVELS, index_shift
 

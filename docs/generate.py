@@ -3,11 +3,14 @@
 `python docs/generate.py guards` writes the tables of docs/guards.md instead, which takes some seconds.
 """
 
+import ast
 import functools
 import inspect
+import io
 import json
 import re
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,11 +21,14 @@ import click
 
 from capvisor.cli.guards import FALLS, HOLDS, MARKS, UNKNOWN
 from capvisor.cli.status import MEANINGS, Status
+from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.cli.verbs import capvisor, status_of
 from capvisor.dsl.fields import FIELDS
+from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.model.machine import RULES
 from capvisor.proofs import contracts, isa, machine, runner
 from capvisor.proofs.theorem import THEOREMS, Theorem
+from capvisor.spec.composition import LAYERS, SUPPOSITIONS
 from capvisor.spec.encodings import encodings
 from capvisor.spec.formats import FORMATS, Permission
 from capvisor.spec.operations import FETCH_TRAPS, OPERATIONS, Group, OperandKind
@@ -31,6 +37,7 @@ from capvisor.spec.vectors import VECTOR_OPERATIONS
 
 assert runner  # imported for the theorems that it brings along
 REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).parent.parent
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -277,7 +284,75 @@ def proved_group(group: str) -> str:
     return "\n".join(parts)
 
 
+def systems() -> str:
+    """The systems side by side, and how they stand on each other."""
+    shown = [(row.title, row.principals, row.passes, row.checked, row.mediated) for row in LAYERS.values()]
+    sizes = []
+    for name, row in LAYERS.items():
+        kind, tools = SYSTEM_KINDS[name], SYSTEM_TOOLS[name]
+        assert tools.guarded is not None
+        cells = sum(len(tools.formats(step)) for step in tools.steps()) * len(tools.guarded.kept)
+        lines = sum(_lines_of(f"model/{part}.py") for part in row.parts)
+        policy = _lines_of(inspect.getsourcefile(kind.policy) or "")
+        said = _lines_of(f"spec/{name}_invariants.py")
+        sizes.append((f"`{name}`", lines, said, policy, len(kind.guards), len(kind.invariants), len(tools.steps()), cells))
+    columns = [
+        "",
+        "lines of the model",
+        "of its invariants",
+        "of its guards",
+        "guards",
+        "invariants",
+        "steps",
+        "obligations",
+    ]
+    supposed = [
+        (
+            f"`{each.name}`",
+            each.statement,
+            ", ".join((*each.invariants, *each.steps, *each.theorems)),
+            ", ".join(f"`{guard}`" for guard in each.guards),
+            ", ".join(each.checked),
+            each.trusted,
+        )
+        for each in SUPPOSITIONS.values()
+    ]
+    return "\n".join(
+        [
+            "# The four systems side by side\n",
+            "Generated from `spec/composition.py` and the code. From the machine upwards:\n",
+            table(["system", "kept apart", "passes", "hardware checks", "the trusted base mediates"], shown),
+            "Which guard carries which invariant is [the matrix of guards](../guards.md). Lines are those with code, without comments, "
+            "docstrings and blank ones; an obligation is a step, in a format or variant, against an invariant:\n",
+            table(columns, sizes),
+            "The capability machine below the last two is shared: [its own matrix](matrix.md) has what each instruction keeps.\n",
+            "## What each supposes of what it doesn't model\n",
+            "`capvisor prove stack` proves the theorems and says of each row whether what gives it is proved "
+            "([how they are composed](../stack.md)):\n",
+            table(["supposition", "says", "proved", "guards of the stack", "checked while it runs", "trusted"], supposed),
+        ]
+    )
+
+
+def _lines_of(path: str) -> int:
+    """How many lines of a file have code, docstrings not counted."""
+    source = (ROOT / path).read_text()
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    strings = {
+        line
+        for node in ast.walk(tree)
+        for each in (node.body if isinstance(node, documented) else ())
+        if isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) and isinstance(each.value.value, str)
+        for line in range(each.lineno, (each.end_lineno or each.lineno) + 1)
+    }
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    return len({token.start[0] for token in tokens if token.type not in skipped} - strings)
+
+
 PAGES = {
+    "systems": systems,
     "operations": operations,
     "encodings": encodings_page,
     "language": language,

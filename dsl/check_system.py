@@ -25,8 +25,10 @@ from capvisor.dsl.syntax import (
     Machine,
     Measured,
     Object,
+    Part,
     Program,
     Result,
+    Span,
     System,
     Tenant,
     Violates,
@@ -54,6 +56,12 @@ class SystemChecker(Checker):
 
     _has_objects = False
     """Whether there are tenants and objects in systems of the kind."""
+    _has_parts = False
+    """Whether there are devices and the like."""
+    _has_layers = False
+    """Whether it is made of other systems."""
+    _repeats = False
+    """Whether an operation may be repeated until it is refused."""
 
     def __init__(self, program: Program, kind: SystemKind) -> None:
         super().__init__(program)
@@ -108,6 +116,14 @@ class SystemChecker(Checker):
                 known = suggest(guard, guards) or f": there are {listed(guards)}"
                 raise self._error(f"unknown guard `{guard}`{known}", system.position)
         others: tuple[Tenant | Object, ...] = (*system.tenants, *system.objects)
+        if system.layers and not self._has_layers:
+            layer = system.layers[0]
+            message = f"a system of kind `{self._kind.name}` has no layers, as `{layer.kind}`: `{self._kind.example}`"
+            raise self._error(message, layer.position)
+        parts: tuple[Span | Part, ...] = (*system.spans, *system.parts)
+        if parts and not self._has_parts:
+            message = f"a system of kind `{self._kind.name}` has no `{parts[0].name}` of this form: `{self._kind.example}`"
+            raise self._error(message, parts[0].position)
         if others and not self._has_objects:
             message = f"a system of kind `{self._kind.name}` has no tenants and objects: `{self._kind.example}`"
             raise self._error(message, others[0].position)
@@ -138,6 +154,8 @@ class SystemChecker(Checker):
     def _result(self, result: Result | None, possible: Iterable[Enum], what: str) -> None:
         if result is None:
             return
+        if result.is_repeated and not self._repeats:
+            raise self._error("a result is `-> ok` or `-> refused CODE`", result.position)
         codes = self._kind.codes
         if result.code not in codes.__members__:
             names = [name for name in codes.__members__ if name != "OK"]

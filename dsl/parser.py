@@ -178,13 +178,21 @@ _MACHINE_EXAMPLES: dict[str, list[str]] = {
     ],
     "missing `size` and the region's size": ["system cvm { alice }", "system cvm { alice; bob }"],
     "missing `..` and the last frame": ["system tpt { vm0 frames 0 }", "system tpt { vm0 frames 0; vm1"],
-    "missing a number after {previous}": ["system tpt { vm0 frames }", "system tpt { vm0 frames 0..7 vcpus }"],
+    "missing a number after {previous}": [
+        "system tpt { vm0 frames }",
+        "system tpt { vm0 frames 0..7 vcpus }",
+        "system vmm { device nic { port } }",
+    ],
     "missing `;` between the system's parts": [
         "system cvm { alice size 4K bob size 4K }",
         "system cvm { policy intended bob size 4K }",
         "system cvm { format cc64 bob size 4K }",
         "system tpt { frames 64 vm0 frames 0..7 }",
         "system tpt { vm0 frames 0..7 vm1 frames 8..15 }",
+        "system vmm { frames 64 vcpus 2 }",
+        "system vmm { region 0..63 key 5 }",
+        "system vmm { storage disk { encrypt 0..9 deny 10..19 } }",
+        "system vmm { device nic { } device sound { } }",
     ],
     "missing a policy's name, or `without` and a guard": ["system cvm { policy }", "system cvm { policy; alice size 4K }"],
     "missing a guard's name after `without`": ["system cvm { policy without }", "system cvm { policy without; }"],
@@ -198,6 +206,10 @@ _MACHINE_EXAMPLES: dict[str, list[str]] = {
         "system cvm { # x",
         "system cvm { alice size 4K # x",
         "system cvm { alice size 4K\n # x",
+        "system vmm { device nic { # x",
+        "system vmm { device nic { port 8 # x",
+        "system vmm { device nic { } # x",
+        "system vmm { region 0..63 # x",
     ],
 }
 
@@ -309,9 +321,12 @@ class _ToSyntax(Transformer[Token, Program]):
         return children[0], children[1]
 
     def system(self, meta: AnyType, children: list[AnyType]) -> syntax.System:
-        items = children[1:]
         if str(children[0]) in SYSTEM_KINDS:
             self._calls = {*SYSTEM_KINDS[str(children[0])].calls}
+        return self.layer(meta, children)
+
+    def layer(self, meta: AnyType, children: list[AnyType]) -> syntax.System:
+        items = children[1:]
         base, size = self._only(meta, "memory", [item for item in items if isinstance(item, tuple)]) or (None, None)
         settings = [item for item in items if isinstance(item, _Setting)]
         formats = [each.name for each in settings if each.kind == "format"]
@@ -328,6 +343,9 @@ class _ToSyntax(Transformer[Token, Program]):
             tuple(item for item in items if isinstance(item, syntax.Setting)),
             tuple(tenant for item in items if isinstance(item, list) for tenant in item),
             tuple(item for item in items if isinstance(item, syntax.Object)),
+            tuple(item for item in items if isinstance(item, syntax.Span)),
+            tuple(item for item in items if isinstance(item, syntax.Part)),
+            tuple(item for item in items if isinstance(item, syntax.System)),
             _at(meta),
         )
 
@@ -364,6 +382,12 @@ class _ToSyntax(Transformer[Token, Program]):
 
     def object(self, meta: AnyType, children: list[AnyType]) -> syntax.Object:
         return syntax.Object(str(children[0]), tuple(children[1:]), _token_at(children[0]))
+
+    def part(self, meta: AnyType, children: list[AnyType]) -> syntax.Part:
+        return syntax.Part(str(children[0]), str(children[1]), tuple(children[2:]), _token_at(children[0]))
+
+    def span(self, meta: AnyType, children: list[AnyType]) -> syntax.Span:
+        return syntax.Span(str(children[0]), children[1], children[2], _token_at(children[0]))
 
     def global_(self, meta: AnyType, children: list[AnyType]) -> syntax.Word:
         return syntax.Word(str(children[0]), children[1], True, _token_at(children[0]))
@@ -414,8 +438,14 @@ class _ToSyntax(Transformer[Token, Program]):
     def enter(self, meta: AnyType, children: list[AnyType]) -> syntax.Enter:
         return syntax.Enter(str(children[0]), self._arguments(children[0], children[1:]), _token_at(children[0]))
 
-    def leave(self, meta: AnyType, children: list[AnyType]) -> syntax.Leave:
-        return syntax.Leave(children[0], _at(meta))
+    def leave(self, meta: AnyType, children: list[AnyType]) -> syntax.Leave | syntax.Call:
+        name, result = Token("NAME", "leave"), children[-1]
+        operands = self._arguments(name, children[:-1])
+        if name in self._calls:
+            return syntax.Call(str(name), operands, result, None, _at(meta))
+        if operands:
+            raise self._error("`leave` takes nothing", _at(meta))
+        return syntax.Leave(result, _at(meta))
 
     def _arguments(self, name: Token, children: list[AnyType]) -> tuple[AnyType, ...]:
         """The operands of a call: no addresses."""
@@ -430,10 +460,10 @@ class _ToSyntax(Transformer[Token, Program]):
     def result(self, meta: AnyType, children: list[AnyType]) -> syntax.Result:
         word, code = children
         if word == "ok" and code is None:
-            return syntax.Result("OK", _token_at(word))
-        if word != "refused" or code is None:
+            return syntax.Result("OK", position=_token_at(word))
+        if word not in ("refused", "until") or code is None:
             raise self._error("a result is `-> ok` or `-> refused CODE`", _token_at(word))
-        return syntax.Result(str(code), _token_at(code))
+        return syntax.Result(str(code), word == "until", _token_at(code))
 
     def created(self, meta: AnyType, children: list[AnyType]) -> syntax.Create:
         return syntax.Create(children[0], children[1], _at(meta))

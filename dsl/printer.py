@@ -31,12 +31,14 @@ from capvisor.dsl.syntax import (
     Object,
     ObjectItem,
     Operator,
+    Part,
     Program,
     Region,
     Register,
     Relocation,
     Result,
     Setting,
+    Span,
     Statement,
     System,
     Text,
@@ -125,23 +127,40 @@ def print_statement(statement: Statement, agent_columns: int = 0) -> str:
 
 def _system(system: System) -> str:
     """In one line where that is short enough."""
+    parts = _parts(system)
+    line = f"system {system.kind} {{ {'; '.join(parts)} }}"
+    if len(line) <= _LINE_COLUMNS and not system.layers:
+        return line
+    return "\n".join([f"system {system.kind} {{", *(f"  {part}" for part in parts), "}"])
+
+
+def _parts(system: System) -> list[str]:
     parts = []
     if system.format is not None:
         parts.append(f"format {system.format}")
     if system.memory_base is not None and system.memory_size is not None:
         parts.append(f"memory {print_expression(system.memory_base)} size {print_expression(system.memory_size)}")
-    parts += [f"{setting.name} {print_expression(setting.value)}" for setting in system.settings]
+    parts += [_setting(setting) for setting in system.settings]
     parts += [_region(region) for region in system.regions]
     parts += [_guest(guest) for guest in system.guests]
     parts += [f"tenant {', '.join(tenant.name for tenant in system.tenants)}"] * bool(system.tenants)
     parts += [_object(each) for each in system.objects]
+    parts += [_span(span) for span in system.spans]
+    parts += [print_part(part) for part in system.parts]
     if system.policy is not None:
         parts.append(f"policy {system.policy}")
     parts += [f"policy without {guard}" for guard in system.without]
-    line = f"system {system.kind} {{ {'; '.join(parts)} }}"
-    if len(line) <= _LINE_COLUMNS:
+    parts += [_layer(layer) for layer in system.layers]
+    return parts
+
+
+def _layer(layer: System) -> str:
+    """A layer of several, with a line for each of its parts where they don't fit into one."""
+    parts = _parts(layer)
+    line = f"{layer.kind} {{ {'; '.join(parts)} }}"
+    if len(line) <= _LINE_COLUMNS - 2:
         return line
-    return "\n".join([f"system {system.kind} {{", *(f"  {part}" for part in parts), "}"])
+    return "\n".join([f"{layer.kind} {{", *(f"    {part}" for part in parts), "  }"])
 
 
 def _region(region: Region) -> str:
@@ -161,10 +180,23 @@ def _object(of_system: Object) -> str:
     return f"object {of_system.name} {{ {items} }}" if items else f"object {of_system.name} {{ }}"
 
 
+def print_part(part: Part) -> str:
+    items = "; ".join(_span(item) if isinstance(item, Span) else _setting(item) for item in part.items)
+    return f"{part.kind} {part.name} {{ {items} }}" if items else f"{part.kind} {part.name} {{ }}"
+
+
+def _span(span: Span) -> str:
+    return f"{span.name} {print_expression(span.first)}..{print_expression(span.last)}"
+
+
+def _setting(setting: Setting) -> str:
+    return f"{setting.name} {print_expression(setting.value)}"
+
+
 def _object_item(item: ObjectItem) -> str:
     match item:
-        case Setting(name, value):
-            return f"{name} {print_expression(value)}"
+        case Setting():
+            return _setting(item)
         case Word(name, value, is_global):
             return f"{'global' if is_global else 'constant'} {name} = {print_expression(value)}"
         case Export(name, at):
@@ -183,7 +215,7 @@ def _fault(fault: Fault | None) -> str:
 def _result(result: Result | None) -> str:
     if result is None:
         return ""
-    return "  -> ok" if result.code == "OK" else f"  -> refused {result.code}"
+    return "  -> ok" if result.code == "OK" else f"  -> {'until' if result.is_repeated else 'refused'} {result.code}"
 
 
 def print_agent(agent: Agent) -> str:

@@ -287,6 +287,26 @@ class Object:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Numbers from the first to the last: `region 16..47`."""
+
+    name: str
+    first: Expression
+    last: Expression
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A device or an extension of a system: `storage disk { encrypt 0..9 }`."""
+
+    kind: str
+    name: str
+    items: tuple[Setting | Span, ...] = ()
+    position: Position = _position()
+
+
+@dataclass(frozen=True)
 class System:
     """A system of compartments under a monitor: what there is at the start, and the monitor's policy.
 
@@ -304,6 +324,10 @@ class System:
     settings: tuple[Setting, ...] = ()
     tenants: tuple[Tenant, ...] = ()
     objects: tuple[Object, ...] = ()
+    spans: tuple[Span, ...] = ()
+    parts: tuple[Part, ...] = ()
+    layers: tuple["System", ...] = ()
+    """Systems that share one machine."""
     position: Position = _position()
 
 
@@ -318,9 +342,10 @@ class Agent:
 
 @dataclass(frozen=True)
 class Result:
-    """What a call answers: `ok`, or the reason for which it is refused."""
+    """What a call answers: `ok`, or the reason for which it is refused; or until which refusal it is repeated."""
 
     code: str
+    is_repeated: bool = False
     position: Position = _position()
 
 

@@ -18,13 +18,29 @@ from capvisor.spec.orc import OPERATIONS as ORC_OPERATIONS
 from capvisor.spec.orc import Code as OrcCode
 from capvisor.spec.orc_invariants import ORC_INVARIANTS
 from capvisor.spec.policy import GUARDS, POLICIES, Guard, MonitorPolicy
+from capvisor.spec.stack import Code as StackCode
+from capvisor.spec.stack_invariants import STACK_INVARIANTS
+from capvisor.spec.stack_policy import STACK_GUARDS, STACK_POLICIES, StackPolicy
 from capvisor.spec.tag_policy import TAG_GUARDS, TAG_POLICIES, TagPolicy
 from capvisor.spec.tpt import OPERATIONS
 from capvisor.spec.tpt import Code as TptCode
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
+from capvisor.spec.vmm import OPERATIONS as VMM_OPERATIONS
+from capvisor.spec.vmm import Code as VmmCode
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS
+from capvisor.spec.vmm_policy import VMM_GUARDS, VMM_POLICIES, VmmPolicy
 
 PLACE, LOAD, ENTER = "place", "load", "call"
 """What a tenant's library does with shared objects: each is several operations and instructions, without a row."""
+
+PEEK, POKE, COMMAND, READ_SECTOR, WRITE_SECTOR, DMA = "peek", "poke", "command", "read_sector", "write_sector", "dma"
+COPY = "copy"
+"""What the driver of a guest does with memory and a storage device, and the background copy of a VMM: each is several
+operations, without a row.
+"""
+
+RESUME = "resume"
+"""What a cVM's thread, a tenant or the base does in a stack to see whether its memory is there, and nothing else."""
 
 DEFAULT_POLICY = "intended"
 """The policy of every kind that has all guards on."""
@@ -123,7 +139,37 @@ ORC = SystemKind(
     constants="capvisor.dsl.orc_layout:constants_of",
     attacks=Path("programs/attacks/orc"),
 )
-SYSTEM_KINDS: dict[str, SystemKind] = {kind.name: kind for kind in (CVM, TPT, ORC)}
+VMM = SystemKind(
+    name="vmm",
+    policy=VmmPolicy,
+    policies=VMM_POLICIES,
+    guards=VMM_GUARDS,
+    invariants=VMM_INVARIANTS,
+    calls={**VMM_OPERATIONS, **dict.fromkeys((PEEK, POKE, COMMAND, READ_SECTOR, WRITE_SECTOR, DMA, COPY))},
+    codes=VmmCode,
+    example="system vmm { storage disk { } }",
+    checker="capvisor.dsl.vmm_check:VmmChecker",
+    runner="capvisor.dsl.vmm_runner:VmmRun",
+    watch="capvisor.dsl.vmm_watch:VmmWatch",
+    constants="capvisor.dsl.vmm_layout:constants_of",
+    attacks=Path("programs/attacks/vmm"),
+)
+STACK = SystemKind(
+    name="stack",
+    policy=StackPolicy,
+    policies=STACK_POLICIES,
+    guards=STACK_GUARDS,
+    invariants={**STACK_INVARIANTS, **VMM.invariants, **TPT.invariants, **CVM.invariants, **ORC.invariants},
+    calls={**VMM.calls, **TPT.calls, **CVM.calls, **ORC.calls, RESUME: None},
+    codes=StackCode,
+    example="system stack { vmm { }; tpt { vm0 frames 3..15 } }",
+    checker="capvisor.dsl.stack_check:StackChecker",
+    runner="capvisor.dsl.stack_runner:StackRun",
+    watch="capvisor.dsl.stack_watch:StackWatch",
+    constants="capvisor.dsl.stack_layout:constants_of",
+    attacks=Path("programs/attacks/stack"),
+)
+SYSTEM_KINDS: dict[str, SystemKind] = {kind.name: kind for kind in (CVM, TPT, ORC, VMM, STACK)}
 
 
 def kind_of(program: Program) -> SystemKind:

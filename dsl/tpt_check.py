@@ -1,30 +1,19 @@
 """What must be right about a program of translation pass-through before it is run: who acts, what there is, operands."""
 
-from collections.abc import Iterable
-
 from capvisor.dsl.check import RESERVED, count, listed, suggest
-from capvisor.dsl.check_system import SystemChecker
+from capvisor.dsl.operation_check import VALUE, OperationChecker
 from capvisor.dsl.syntax import (
     Agent,
     Assert,
     Call,
-    Element,
     Enter,
-    Expression,
     Fault,
-    FieldOf,
     Guest,
     Instruction,
     Leave,
-    Let,
     Measured,
-    Name,
-    Position,
     Program,
-    Register,
     System,
-    Text,
-    walk,
 )
 from capvisor.dsl.system_kinds import SystemKind
 from capvisor.dsl.tpt_layout import DEFAULTS, NAMES, Layout
@@ -42,9 +31,6 @@ from capvisor.spec.tpt import (
     OperandKind,
     Operation,
 )
-
-VALUE = "value"
-"""The word that the agent's last operation gave."""
 
 TABLES = {"memory": ("frame", "word"), "tag": ("frame",), "pending": ("frame",)}
 """What expressions can look up, and by what."""
@@ -66,13 +52,14 @@ _RANGES = {"frames": (1, MAX_FRAMES), "levels": (LEVELS[0], LEVELS[-1]), "device
 _OF_CPUS = (Actor.GUEST, Actor.PROCESSOR)
 
 
-class TptChecker(SystemChecker):
+class TptChecker(OperationChecker):
     """Walks through the statements of a program of translation pass-through."""
+
+    _tables = TABLES
 
     def __init__(self, program: Program, kind: SystemKind) -> None:
         super().__init__(program, kind)
         self._layout: Layout | None = None
-        self._constants: dict[str, int] = {}
 
     # -- what there is -----------------------------------------------------------------------------------------------------
 
@@ -82,7 +69,8 @@ class TptChecker(SystemChecker):
                 raise self._error(f"a system tpt has no `{what}`: its memory is `frames 64`", system.position)
         for region in system.regions:
             raise self._error(f"a VM has frames: `{region.name} frames 0..7`", region.position)
-        numbers = self._settings(system)
+        others = ", and VMs, `vm0 frames 0..7`"
+        numbers = {**DEFAULTS, **self._settings(system.settings, _RANGES, "a system tpt", others)}
         if not system.guests:
             raise self._error("a system tpt needs a VM: `vm0 frames 0..7`", system.position)
         known: set[str] = set()
@@ -96,23 +84,6 @@ class TptChecker(SystemChecker):
             raise self._error(f"a system has at most {MAX_VMS} VMs and {MAX_VCPUS} vCPUs", system.guests[-1].position)
         self._layout = Layout(system)
         self._constants = self._layout.constants()
-
-    def _settings(self, system: System) -> dict[str, int]:
-        numbers = dict(DEFAULTS)
-        said: set[str] = set()
-        for setting in system.settings:
-            if setting.name not in DEFAULTS:
-                known = suggest(setting.name, DEFAULTS) or f": there are {listed(DEFAULTS)}, and VMs, `vm0 frames 0..7`"
-                raise self._error(f"a system tpt has no number `{setting.name}`{known}", setting.position)
-            if setting.name in said:
-                raise self._error(f"`{setting.name}` is said twice", setting.position)
-            said.add(setting.name)
-            number = self._constant(setting.value, f"`{setting.name}`")
-            low, high = _RANGES[setting.name]
-            if not low <= number <= high:
-                raise self._error(f"`{setting.name}` is {low} to {high}", setting.value.position)
-            numbers[setting.name] = number
-        return numbers
 
     def _guest(self, guest: Guest, numbers: dict[str, int]) -> int:
         """How many vCPUs a VM has, if it is well said."""
@@ -135,39 +106,6 @@ class TptChecker(SystemChecker):
             raise self._error(f"a VM has 1 to {MAX_VCPUS} vCPUs", guest.vcpus.position)
         return cpus
 
-    # -- names -------------------------------------------------------------------------------------------------------------
-
-    def _let(self, let: Let) -> None:
-        if let.name in self._constants or let.name == VALUE:
-            raise self._error(f"`{let.name}` can't name a value: it is a word of the language", let.position)
-        super()._let(let)
-
-    def _value_names(self) -> Iterable[str]:
-        return (*self._lets, *self._constants, VALUE)
-
-    def _no_registers(self, expression: Expression, where: str) -> None:
-        for part in walk(expression):
-            if isinstance(part, Element) or (isinstance(part, Name) and part.name == VALUE):
-                message = f"{where} can't read `{part.name}`: its value is chosen before the program runs"
-                raise self._error(message, part.position)
-        super()._no_registers(expression, where)
-
-    def _is_condition(self, expression: Expression) -> bool:
-        if isinstance(expression, Register | FieldOf):
-            raise self._error("a system tpt has no registers: use names, such as `value`", expression.position)
-        return super()._is_condition(expression)
-
-    def _element(self, element: Element) -> bool:
-        if element.name not in TABLES:
-            known = suggest(element.name, TABLES) or f": there are {listed(TABLES)}"
-            raise self._error(f"there is no table `{element.name}`{known}", element.position)
-        keys = TABLES[element.name]
-        if len(element.indices) != len(keys):
-            raise self._error(f"`{element.name}` is by {listed(keys)}: `{element.name}[{listed(keys)}]`", element.position)
-        for index in element.indices:
-            self._number(index, f"`{element.name}` needs a number")
-        return False
-
     # -- who does what -----------------------------------------------------------------------------------------------------
 
     def _by(self, agent: Agent, action: Instruction | Assert | Call | Enter | Leave) -> None:
@@ -179,13 +117,14 @@ class TptChecker(SystemChecker):
                 row = OPERATIONS[name]
                 if row.actor not in actors:
                     raise self._error(f"`{name}` is for {_AGENTS[row.actor]}", action.position)
-                self._operands(row, operands, action.position)
+                wanted = written_operands(row)
+                optional = bool(wanted) and wanted[-1][1] is OperandKind.USER
+                self._written(name, wanted, operands, action.position, int(optional))
                 self._result(result, (Code.OK, *row.refusals), f"`{name}`")
                 if fault is not None:
                     self._fault(row, fault)
-            case Instruction(name):
-                known = suggest(name, OPERATIONS) or ": `capvisor list tpt-operations` shows them"
-                raise self._error(f"unknown operation `{name}`{known}", action.position)
+            case Instruction():
+                raise self._unknown(action)
             case Enter() | Leave():
                 raise self._error("in a system tpt, operations have one part", action.position)
 
@@ -207,19 +146,6 @@ class TptChecker(SystemChecker):
         if agent.thread != 1:
             raise self._error(f"`{agent.name}` is one", agent.position)
         return others[agent.name]
-
-    def _operands(self, row: Operation, operands: tuple[Expression | Text, ...], position: Position) -> None:
-        """The operands of an operation, against its row of the table."""
-        wanted = written_operands(row)
-        least = len(wanted) - (bool(wanted) and wanted[-1][1] is OperandKind.USER)
-        if not least <= len(operands) <= len(wanted):
-            takes = f"`{row.name}` takes `{listed(each for each, _kind in wanted)}`" if wanted else f"`{row.name}`"
-            optional = "" if least == len(wanted) else ", the last may be left out"
-            raise self._error(f"{takes}: {count(len(wanted), 'operand')}{optional}, found {len(operands)}", position)
-        for (name, _kind), operand in zip(wanted, operands, strict=False):
-            if isinstance(operand, Text):
-                raise self._error(f"`{name}` is a number: it can't be text", operand.position)
-            self._number(operand, f"`{name}` needs a number")
 
     def _fault(self, row: Operation, fault: Fault) -> None:
         if fault.kind not in FAULTS:

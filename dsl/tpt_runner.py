@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from capvisor.dsl.errors import ProgramError
 from capvisor.dsl.evaluate import evaluate
-from capvisor.dsl.printer import print_action, print_agent, print_expression, print_statement
-from capvisor.dsl.runner import Failure, operand_report
-from capvisor.dsl.syntax import Agent, Assert, By, Call, Create, Destroy, Expression, Measured, Program, Text
-from capvisor.dsl.system_runner import AgentError, Executed, Follower, SystemVerdict, Violation
-from capvisor.dsl.tpt_check import FAULT_FIELDS, FAULTS, MEASURES, VALUE, written_operands
+from capvisor.dsl.operation_runner import AT_THE_START, OperationFollower, OperationRun, OperationView, code_text
+from capvisor.dsl.printer import print_action, print_agent
+from capvisor.dsl.runner import Failure
+from capvisor.dsl.syntax import Agent, Call, Measured, Program
+from capvisor.dsl.system_runner import AgentError, Executed, SystemVerdict
+from capvisor.dsl.system_watch import Found
+from capvisor.dsl.tpt_check import FAULT_FIELDS, FAULTS, MEASURES, written_operands
 from capvisor.dsl.tpt_layout import NAMES, Layout
 from capvisor.dsl.tpt_watch import TptWatch, describe_place
 from capvisor.model.tags import TagTable
@@ -19,9 +21,6 @@ from capvisor.model.tpt_system import perform
 from capvisor.spec.tag_policy import TagPolicy
 from capvisor.spec.tpt import OPERATIONS, Actor, Code, OperandKind
 from capvisor.spec.tpt_invariants import Step
-
-AT_THE_START = "at the start"
-WORD = 1 << 64
 
 
 class CountedTags(TagTable):
@@ -40,18 +39,12 @@ class CountedTags(TagTable):
         return found
 
 
-class View:
-    """A system, the values of names, and the word that the agent was given last: the environment of expressions."""
+class View(OperationView):
+    """The same with what the system's tables hold."""
 
     def __init__(self, system: System, values: Mapping[str, int], value: int | None) -> None:
-        self._system, self._values, self._value = system, values, value
-
-    def name(self, name: str) -> int:
-        if name != VALUE:
-            return self._values[name]
-        if self._value is None:
-            raise AgentError(f"no operation has given it a `{VALUE}` yet")
-        return self._value
+        super().__init__(values, value)
+        self._system = system
 
     def element(self, name: str, *indices: int) -> int:
         """A word of memory, a frame's own tag, or how many vCPUs have still to acknowledge it."""
@@ -60,23 +53,8 @@ class View:
         frame = indices[0]
         return self._system.tags[frame] if name == "tag" else self._system.pending[frame].bit_count()
 
-    def register(self, number: int) -> int:
-        """There are none."""
-        raise LookupError(number)
 
-    def field(self, _register: int, name: str) -> int:
-        """Nor fields of any."""
-        raise LookupError(name)
-
-
-class TptFollower(Follower, Protocol):
-    """Does what a run does once more."""
-
-    def step(self, name: str, operands: tuple[Any, ...]) -> None:
-        """An operation."""
-
-
-class TptRun:
+class TptRun(OperationRun):
     """A system with translation pass-through while its program runs."""
 
     def __init__(
@@ -87,21 +65,18 @@ class TptRun:
         verdict: SystemVerdict,
         watch: Callable[[Executed], None],
         invariants: TptWatch | None = None,
-        follower: TptFollower | None = None,
+        follower: OperationFollower | None = None,
     ) -> None:
         assert program.system is not None
-        self._program, self._values, self._verdict, self._watch = program, values, verdict, watch
+        super().__init__(program, values, verdict, watch, invariants or TptWatch(), follower)
         self._layout = Layout(program.system)
         self._names = {placed.number: name for name, placed in self._layout.placed.items()}
         self._tags = CountedTags(self._layout.frames)
         layout = self._layout
         self.system = System(layout.frames, layout.cpu_count, layout.devices, policy, tags=self._tags)
-        self._invariants, self._follower = invariants or TptWatch(), follower
-        self._given: dict[str, int] = {}
-        """By agent, the word that it was given last."""
         self._walk = dict.fromkeys(MEASURES, 0)
-        self.line = 0
-        self._statement = ""
+        self._looked_up = 0
+        """How many tags the last step looked up: what invariants look up is no look-up of the walker's."""
 
     # -- the start ---------------------------------------------------------------------------------------------------------
 
@@ -131,62 +106,28 @@ class TptRun:
 
     # -- statements --------------------------------------------------------------------------------------------------------
 
-    def execute(self, statement: By | Create | Destroy | Measured) -> Failure | None:
-        """Execute a statement; what went wrong."""
-        self._statement = " ".join(print_statement(statement).split())
-        try:
-            match statement:
-                case By(agent, Assert(condition)):
-                    return self._assert(agent, condition)
-                case By(agent, Call() as call):
-                    return self._operation(agent, call)
-                case Measured(field, value):
-                    return self._measured(field, value)
-        except AgentError as error:
-            return Failure(self.line, "agent", f"`{self._statement}`: {error}")
-        raise AssertionError(statement)  # the checker lets nothing else through
-
     def _view(self, agent: Agent) -> View:
         return View(self.system, self._values, self._given.get(print_agent(agent)))
 
-    def _assert(self, agent: Agent, condition: Expression) -> Failure | None:
+    def _measured(self, statement: Measured) -> Failure | None:
         self._verdict.assertions += 1
-        view = self._view(agent)
-        if evaluate(condition, view):
-            return None
-        report = operand_report(condition, view)
-        return Failure(self.line, "assertion", f"`assert {print_expression(condition)}` doesn't hold{report}")
-
-    def _measured(self, field: str, value: Expression) -> Failure | None:
-        self._verdict.assertions += 1
-        expected = evaluate(value, View(self.system, self._values, None))
-        found = self._walk[field]
+        expected = evaluate(statement.value, View(self.system, self._values, None))
+        found = self._walk[statement.field]
         if found == expected:
             return None
         return Failure(self.line, "walk", f"`{self._statement}`: the last walk took {found}")
 
     def _operation(self, agent: Agent, call: Call) -> Failure | None:
         view, row = self._view(agent), OPERATIONS[call.name]
-        operands = [*self._performer(agent, row.actor)]
-        for (name, _kind), operand in zip(written_operands(row), call.operands, strict=False):
-            assert not isinstance(operand, Text)
-            number = evaluate(operand, view)
-            if not 0 <= number < WORD:
-                raise AgentError(f"`{name}` is {number:#x}, and not within 64 bits")
-            operands.append(number)
+        operands = [*self._performer(agent, row.actor), *self._operands(call, written_operands(row), view)]
         if len(operands) < len(row.operands):
             assert row.operands[-1][1] is OperandKind.USER
             operands.append(NAMES["supervisor"])
-        lookups = self._tags.lookups
         step = self._perform(call.name, *operands)
         self._count(row.actor, step)
-        self._measure(step, self._tags.lookups - lookups)
-        who = print_agent(agent)
-        if step.value is not None:
-            self._given[who] = step.value
+        self._measure(step)
         text = " ".join(print_action(replace(call, result=None, fault=None)).split())
-        given = "" if step.value is None else f" = {step.value:#x}"
-        self._watch(Executed(self.line, who[:-1], text, f"{outcome_of(step)}{given}", None, self.system, None))
+        self._seen(agent, text, outcome_of(step), step.value)
         return self._compared(call, step, view)
 
     def _performer(self, agent: Agent, actor: Actor) -> tuple[int, ...]:
@@ -206,17 +147,14 @@ class TptRun:
 
     # -- steps -------------------------------------------------------------------------------------------------------------
 
-    def _perform(self, name: str, *operands: Any) -> Step:
-        """A step, held against the invariants."""
+    def _take(self, name: str, *operands: Any) -> Step:
+        before = self._tags.lookups
         step = perform(self.system, name, *operands)
-        if self._follower is not None:
-            self._follower.step(name, operands)
-        done = self._tags.lookups
-        for found in self._invariants.violated(step):
-            place = describe_place(step, found.place, self._names)
-            self._verdict.violations[found.invariant] = Violation(self.line, self._statement, place)
-        self._tags.lookups = done  # what the invariants look up is no look-up of the walker's
+        self._looked_up = self._tags.lookups - before
         return step
+
+    def _place(self, step: Step, found: Found) -> str:
+        return describe_place(step, found.place, self._names)
 
     def _count(self, actor: Actor, step: Step) -> None:
         self._verdict.calls += actor is Actor.HOST
@@ -224,13 +162,13 @@ class TptRun:
         self._verdict.refusals += step.code is not Code.OK
         self._verdict.traps += step.fault is not None
 
-    def _measure(self, step: Step, lookups: int) -> None:
+    def _measure(self, step: Step) -> None:
         """What the walk took: that of the last access, or so far that of the last one that was begun."""
         kinds = {kind for _name, kind in OPERATIONS[step.name].operands}
         if OperandKind.USER in kinds:
             self._walk = dict.fromkeys(MEASURES, 0)
         if OperandKind.USER in kinds or step.name == "step_walk":
-            counts = (_touches(step, "table"), lookups, _touches(step, "update"))
+            counts = (_touches(step, "table"), self._looked_up, _touches(step, "update"))
             self._walk = {name: self._walk[name] + each for name, each in zip(MEASURES, counts, strict=True)}
 
     def _compared(self, call: Call, step: Step, view: View) -> Failure | None:
@@ -240,7 +178,7 @@ class TptRun:
             code = Code.OK if call.result is None else Code[call.result.code]
             if step.fault is None and step.code is code:
                 return None
-            return Failure(self.line, "result", f"`{self._statement}`: {found}, {_code_text(code)} expected")
+            return Failure(self.line, "result", f"`{self._statement}`: {found}, {code_text(code)} expected")
         kind = FAULTS[call.fault.kind]
         wanted = None if call.fault.value is None else evaluate(call.fault.value, view)
         expected = f"fault {call.fault.kind}" + (
@@ -256,10 +194,6 @@ def _touches(step: Step, kind: str) -> int:
     return sum(touch.kind == kind for touch in step.touches)
 
 
-def _code_text(code: Code) -> str:
-    return "ok" if code is Code.OK else f"refused {code.name}"
-
-
 def _field_text(field: str, value: int) -> str:
     """Error codes are bits, frames are numbers."""
     return f"{value:#x}" if field == "code" else str(value)
@@ -268,7 +202,7 @@ def _field_text(field: str, value: int) -> str:
 def outcome_of(step: Step) -> str:
     """How a step ended, in the words of the language."""
     if step.fault is None:
-        return _code_text(step.code)
+        return code_text(step.code)
     field = FAULT_FIELDS.get(step.fault.kind)
     named = "" if field is None else f" {field} {_field_text(field, getattr(step.fault, field))}"
     return f"fault {step.fault.kind.name.lower()}{named}"

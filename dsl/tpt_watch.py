@@ -4,16 +4,15 @@ What is said of a place depends on a few rows of the system's tables. So only th
 has changed, and what is said of the step itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from capvisor.dsl.system_watch import Snapshot, TableWatch
 from capvisor.model.tpt import System
 from capvisor.model.tpt_system import places
 from capvisor.spec.paging import FIRST_VM, FRAME_NUMBERS, FREE, HOST, WORDS_PER_FRAME
 from capvisor.spec.tpt import CACHE_SLOTS, SWAP_SLOTS, TLB_SLOTS
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS, Place, Step
-
-Snapshot = dict[str, dict[Any, Any]]
 
 _OF_FRAMES = ("tags", "frames", "pending", "iotlb", "memory")
 _OF_CPUS = ("translations", "tables", "asids", "vcpus", "walks")
@@ -46,63 +45,23 @@ def snapshot(system: System) -> Snapshot:
     return found
 
 
-def changed_keys(before: Snapshot, after: Snapshot) -> dict[str, set[Any]]:
-    """By table, the keys of the rows that differ."""
-    return {
-        name: set()
-        if table == before[name]
-        else {key for key in table.keys() | before[name].keys() if table.get(key) != before[name].get(key)}
-        for name, table in after.items()
-    }
+class TptWatch(TableWatch):
+    """Looks at the steps of a system with translation pass-through."""
 
+    _invariants = TPT_INVARIANTS
 
-class Found(NamedTuple):
-    """An invariant that a step violates, and where."""
+    def _snapshot(self, step: Step) -> Snapshot:
+        return snapshot(step.system)
 
-    invariant: str
-    place: Place
-
-
-class Taken(NamedTuple):
-    """A step with all that invariants are said of: equal ones violate the same."""
-
-    after: Snapshot
-    what: tuple[Any, ...]
-
-
-class TptWatch:
-    """Looks at one system's steps, one after the other, from its first on.
-
-    `harmless` are the steps of another run, which violated nothing: those that this run begins with aren't looked at again.
-    """
-
-    def __init__(self, harmless: Sequence[Taken] = ()) -> None:
-        self._before: Snapshot | None = None
-        self._known: set[str] = set()
-        self._harmless = harmless
-        self.taken: list[Taken] = []
-        """The steps so far."""
-
-    def violated(self, step: Step) -> list[Found]:
-        """The invariants that the step violates, and that no step before it did."""
-        before, after = self._before, snapshot(step.system)
-        self._before = after
+    def _what(self, step: Step) -> tuple[Any, ...]:
         fault = None if step.fault is None else step.fault.args
-        what = (step.name, step.operands, step.code, fault, step.vm, step.touches, step.retags, step.handled)
-        self.taken.append(Taken(after, what))
-        if self._harmless[len(self.taken) - 1 : len(self.taken)] == self.taken[-1:]:
-            return []
-        was_harmless, self._harmless = self._harmless, ()
-        found: list[Found] = []
-        # After the first step that differs, everything is looked at once.
-        looked = list(places_changed(step, {} if before is None or was_harmless else changed_keys(before, after)))
-        for name, invariant in TPT_INVARIANTS.items():
-            if name not in self._known:
-                place = next((place for place in looked if not invariant.holds(step, place)), None)
-                if place is not None:
-                    self._known.add(name)
-                    found.append(Found(name, smallest(name, step, place)))
-        return found
+        return step.name, step.operands, step.code, fault, step.vm, step.touches, step.retags, step.handled
+
+    def _looked(self, step: Step, changed: Mapping[str, set[Any]]) -> Iterator[Place]:
+        return places_changed(step, changed)
+
+    def _nowhere(self, step: Step) -> Place:
+        return nowhere(step.system)
 
 
 def places_changed(step: Step, changed: Mapping[str, set[Any]]) -> Iterator[Place]:
@@ -124,15 +83,6 @@ def nowhere(system: System) -> Place:
     """A place with nothing in it."""
     beyond = system.vcpu_count, TLB_SLOTS, CACHE_SLOTS, system.frame_count, WORDS_PER_FRAME, system.device_count
     return Place(*beyond, FIRST_VM, FRAME_NUMBERS, SWAP_SLOTS)
-
-
-def smallest(name: str, step: Step, place: Place) -> Place:
-    """The part of a place that the invariant still doesn't hold at."""
-    for field, empty in nowhere(step.system)._asdict().items():
-        fewer = place._replace(**{field: empty})
-        if not TPT_INVARIANTS[name].holds(step, fewer):
-            place = fewer
-    return place
 
 
 def owner_text(tag: int, names: Mapping[int, str]) -> str:

@@ -199,13 +199,8 @@ def bind(system: BatchObjects, asked: Asked, slot: Words, entry: Words) -> None:
     if system.policy.entries_exported:
         asked.refuse(~system.exports[asked.lanes, slots, (entry >> np.uint64(1)).astype(np.int64)], Code.ENTRY)
     ok = asked.passed
-    slots, harts = slots[ok], asked.harts[ok]
-    otype = slots.astype(np.uint64) + np.uint64(orc.FIRST_OTYPE)
-    if not system.policy.distinct_otypes:
-        otype = np.full(len(slots), orc.SHARED_OTYPE, np.uint64)
-    data = system.slot_capability(slots, int(orc.ENTRY_DATA_PERMISSIONS))
-    for register, cap in zip(orc.RESULTS, (system.code_of(slots, entry[ok]), data), strict=True):
-        system.write(register, harts, system.sealed(cap, otype))
+    for register, cap in zip(orc.RESULTS, system.entry_pair(slots[ok], entry[ok]), strict=True):
+        system.write(register, asked.harts[ok], cap)
 
 
 @operation("unmap")

@@ -223,6 +223,14 @@ class BatchObjects:
         placed = (otype & np.uint64(field.mask)) << np.uint64(field.low)
         return Lanes(cap.tag, cap.meta & np.uint64(self.format.address_mask & ~field.in_place) | placed, cap.address)
 
+    def entry_pair(self, slot: NDArray[Any], offset: Words) -> tuple[Lanes, Lanes]:
+        """The sealed pairs by which objects are entered at places."""
+        otype = slot.astype(np.uint64) + np.uint64(orc.FIRST_OTYPE)
+        if not self.policy.distinct_otypes:
+            otype = np.full(len(slot), orc.SHARED_OTYPE, np.uint64)
+        code, data = self.code_of(slot, offset), self.slot_capability(slot, int(orc.ENTRY_DATA_PERMISSIONS))
+        return self.sealed(code, otype), self.sealed(data, otype)
+
     # -- memory ------------------------------------------------------------------------------------------------------------
 
     def granules_of(self, slot: Indices) -> Indices:

@@ -182,10 +182,11 @@ class ObjectMonitor:
     def rewrite(self, first: int, count: int, function: Callable[[int, Granule], Granule]) -> None:
         """Replace each of some granules, from `first` on, by what the function makes of its index and it.
 
-        What the function reads of memory is as it was before.
+        What the function reads of memory is as it was before. Granules behind the end of memory, which an image has only
+        where its segments aren't checked, are left out.
         """
-        store = self.memory.store
-        changed = [(index, function(index, store.get(index))) for index in range(first, first + count)]
+        store, end = self.memory.store, self.memory.size_bytes >> self.format.granule_shift
+        changed = [(index, function(index, store.get(index))) for index in range(first, min(first + count, end))]
         for index, granule in changed:
             store.set(index, granule)
 

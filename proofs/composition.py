@@ -1,30 +1,53 @@
-"""Where two systems meet: an Intravisor in a guest of translation pass-through.
+"""Where the systems meet: a para-pass-through VMM, guests of translation pass-through, an Intravisor in one.
 
-The Intravisor's memory is the guest's virtual memory; the host gives it frames, by tags. Of what lies below it, the monitor
-needs one thing: that nothing there makes a capability. `outside` is any such step; that it keeps the monitor's invariants is
-asked with the other steps (`proofs.cvm`). Translation pass-through needs nothing of what runs in its guests: its invariants
-hold for any store to any frame that a guest may store to. The theorems here say what the two come to, of any two accesses.
+A monitor's memory is a guest's virtual memory; the host gives it frames, by tags; the machine below is the VMM's. Of what
+lies below it, a monitor needs one thing: that nothing there makes a capability. `outside` is any such step; that it keeps
+the monitor's invariants is asked with the other steps (`proofs.cvm`). Translation pass-through needs nothing of what runs in
+its guests: its invariants hold for any store to any frame that a guest may store to.
+
+The theorems here say what the layers come to. What each layer's invariants say of what it touches gives S1 and S2 of
+`spec.stack_invariants`, with the rules by which the stack looks up owners, executed (`frames`, `region`); these, C1 and O5
+give what can be said of any two accesses to one byte of the machine (`guests`, `cvms`, `tenants`), and all of them together
+the whole (`stack`). What each layer supposes of the others is a row of `spec.composition`.
 """
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import z3
 
+from capvisor.model import vmm
+from capvisor.model.bits import not_
 from capvisor.model.memory import Granule
+from capvisor.model.stack import MemoryAccess, Principal, Stack
 from capvisor.model.tpt import Touch
+from capvisor.proofs import vmm_state
 from capvisor.proofs.contracts import any_bounds, any_function
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor
 from capvisor.proofs.memory import ArrayStore
+from capvisor.proofs.orc_state import INDUCTIVE as OBJECTS_INDUCTIVE
+from capvisor.proofs.orc_state import AnyObjects
 from capvisor.proofs.symbolic import SymBool, as_int, select
 from capvisor.proofs.theorem import Given, implies, theorem
-from capvisor.proofs.tpt_state import FRAME_BITS, VM_BITS
+from capvisor.proofs.tpt_state import FRAME_BITS, VM_BITS, AnySystem
 from capvisor.spec.cvm_invariants import is_plain, some
 from capvisor.spec.formats import CapabilityFormat
-from capvisor.spec.paging import FRAME_SHIFT, FREE
+from capvisor.spec.object_policy import INTENDED as OBJECTS_INTENDED
+from capvisor.spec.orc import STORE_PERMISSIONS, SlotKind
+from capvisor.spec.orc_invariants import lacks
+from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, FREE, HOST
 from capvisor.spec.policy import INTENDED
+from capvisor.spec.stack import LayerName, Via, Who
+from capvisor.spec.stack_invariants import Place, frames_granted, is_granted_frame, region_kept
+from capvisor.spec.stack_invariants import Step as StackStep
+from capvisor.spec.stack_policy import INTENDED as STACK_INTENDED
 from capvisor.spec.tag_policy import INTENDED as TAGS_INTENDED
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS, Step
+from capvisor.spec.vmm import BLOCK_SHIFT
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS
+from capvisor.spec.vmm_invariants import Step as VmmStep
+from capvisor.spec.vmm_policy import INTENDED as VMM_INTENDED
 
 OUTSIDE = "outside"
 """The step of what lies below: a host that takes frames away, brings them back or clears them; a device that writes."""
@@ -46,23 +69,146 @@ class ChangedBelow:
         return tag & is_same, select(is_same, upper, others[0]), select(is_same, lower, others[1])
 
 
+# -- what the layers give --------------------------------------------------------------------------------------------------
+
+_TOUCHED_BY = (("data", Via.CPU, "T1"), ("table", Via.CPU, "T2"), ("update", Via.CPU, "T2"), ("dma", Via.DEVICE, "T9"))
+"""Of each kind of touch of a VM's: by what it is made, and which invariant speaks of it."""
+_FOR_OTHERS = (Via.CPU, Via.DEVICE, Via.MEDIATOR, Via.EXTENSION)
+"""By what the VMM's machine touches blocks."""
+
+
+def _says(invariant: Any, step: Any) -> Any:
+    """What an invariant says of a step, whatever it says of states."""
+    return invariant.of_step(step, None)
+
+
+def _of(system: Any, accesses: Iterable[MemoryAccess], layer: LayerName = LayerName.TPT) -> StackStep:
+    """A step of the stack that makes some accesses."""
+    return StackStep(system, layer.value, "", accesses=tuple(accesses))
+
+
+def _touched(given: Given, kind: str, via: Via) -> tuple[Touch, MemoryAccess]:
+    """Any touch for a VM, and the same as an access to the machine's memory."""
+    vm, tag = (given.word(f"{kind}_{part}", VM_BITS) for part in ("vm", "tag"))
+    frame, pending, writes = given.word(f"{kind}_frame", FRAME_BITS), given.flag(f"{kind}_pending"), kind == "update"
+    given.assume(vm >= FIRST_VM)
+    access = MemoryAccess(Principal(Who.VM, vm), via, frame, 0, 1, writes, tag, pending, ())
+    return Touch(kind, vm, frame, 0, writes, tag, pending), access
+
+
+class _OwnedStack(Stack):
+    """The stack as far as it looks up the owners of frames: with any tags, devices and IOMMU that T3 to T13 allow."""
+
+    def __init__(self, given: Given) -> None:
+        system: Any = AnySystem(given, TAGS_INTENDED)
+        system.begin()
+        first, behind = given.word("region_first", FRAME_BITS), given.word("region_behind", FRAME_BITS)
+        self.policy = STACK_INTENDED
+        self.tpt, self.owners = system, system.tags
+        self.vmm: Any = SimpleNamespace(in_region=lambda frame: (first <= frame) & (frame < behind))
+        self.vcpu = 0
+        self.accesses = []
+        self._is_kept = given.flag("is_memory_of_objects")
+        # What is supposed is the same on all ways through the look-up.
+        system.looks_at("vms", system.devices[system.place.device])
+        system.tags.looked_up(system.place.frame)
+        system.suppose()
+
+    def is_kept(self, frame: Any) -> Any:  # noqa: ARG002 - any frame may be one
+        """Whether a frame holds memory of shared objects: some do."""
+        return self._is_kept
+
+    def _places(self, _frame: Any, _word: Any) -> tuple[tuple[str, int], ...]:
+        return ()
+
+
+@theorem(
+    "composition.frames",
+    "What is accessed for a VM, by its processors, their walkers and its devices, or by the VMM's mediator for one of "
+    "these, is in frames of the VM or left to it; what for the host, in frames that it has claimed: S2.",
+    "ours: S2 of spec/stack.md",
+    scope="any one touch; supposed are T1, T2 and T9 of what a step of translation pass-through touches, and T3, T5, T7 to "
+    "T9, T11 and T13 of the state in which the stack looks up the owner of what the VMM is to touch",
+    replays=False,
+)
+def frames(_fmt: CapabilityFormat, given: Given) -> Any:
+    """Touches of each kind, and each way by which the VMM's machine touches blocks."""
+    goal: Any = True
+    system: Any = SimpleNamespace(policy=TAGS_INTENDED)
+    for kind, via, name in _TOUCHED_BY:
+        touch, access = _touched(given, kind, via)
+        supposed = _says(TPT_INVARIANTS[name], Step(system, "", vm=touch.vm, touches=(touch,)))
+        goal = goal & implies(supposed, is_granted_frame(access))
+    stack = _OwnedStack(given)
+    place = stack.tpt.place  # type: ignore[attr-defined]
+    address = place.frame << BLOCK_SHIFT | given.word("block", BLOCK_SHIFT)
+    ways = [(via, is_write) for via in _FOR_OTHERS for is_write in (False, True)]
+    way = given.word("way", 3)
+    try:
+        for number, (via, is_write) in enumerate(ways):
+            if way == number:
+                stack.check_block(via, place.device, address, is_write)
+    except vmm.Refused:
+        return goal
+    return goal & frames_granted(_of(stack, stack.accesses), Place())
+
+
+@theorem(
+    "composition.region",
+    "No step of any layer accesses a frame of the VMM's region, by whatever translation or device, but to read the page of "
+    "zeros, and a mediated device its shadow pages: S1.",
+    "ours: S1 of spec/stack.md",
+    scope="any one touch; supposed are P1, P2 and P9 of what the VMM's machine touches; S2, and that the frames of the "
+    "region are nobody's and were never asked for: the host's operations on them are refused (`region_untagged`)",
+    uses=("composition.frames",),
+    replays=False,
+)
+def region(_fmt: CapabilityFormat, given: Given) -> Any:
+    """Touches by the VMM's machine, and by what runs for a VM or the host."""
+    goal: Any = True
+    machine: Any = vmm_state.AnySystem(given, VMM_INTENDED)
+    machine.begin()
+    number = machine.place.device
+    address = given.word("address", vmm_state.ADDRESS_BITS)
+    stack: Any = SimpleNamespace(vmm=machine)
+    for actor, name in (("cpu", "P1"), ("device", "P2"), ("mediator", "P9"), ("extension", "P9")):
+        for is_write in (False, True):
+            touch = vmm.Touch(actor, number, address, is_write)
+            supposed = _says(VMM_INVARIANTS[name], VmmStep(machine, "", touches=(touch,)))
+            device = number if actor in ("device", "mediator") else 0
+            frame = address >> BLOCK_SHIFT
+            access = MemoryAccess(Principal(Who.HOST), Via(actor), frame, 0, 1, is_write, 0, False, (), device)
+            goal = goal & implies(supposed, region_kept(_of(stack, [access], LayerName.VMM), Place()))
+    vm, frame, owner = given.word("vm", VM_BITS), given.word("frame", vmm_state.FRAME_BITS), given.word("owner", VM_BITS)
+    pending = given.flag("pending")
+    for who in (Who.VM, Who.HOST):
+        access = MemoryAccess(Principal(who, vm), Via.CPU, frame, 0, 1, True, owner, pending, ())
+        untouched = implies(machine.in_region(frame), (owner == FREE) & not_(pending))
+        goal = goal & implies(is_granted_frame(access) & untouched, region_kept(_of(stack, [access]), Place()))
+    machine.suppose()
+    return goal
+
+
 # -- two accesses ----------------------------------------------------------------------------------------------------------
 
 
 class _Access:
-    """An access that a vCPU of a VM has completed: the byte's virtual address, its frame, and what T1 says of it."""
+    """An access to a byte of the machine's memory: for whom, its frame, and what S2 says of that.
 
-    def __init__(self, fmt: CapabilityFormat, given: Given, name: str) -> None:
-        self.byte, self.vm = given.word(f"{name}_byte", fmt.address_width), given.word(f"{name}_vm", VM_BITS)
+    Of what runs in a VM, the byte's virtual address too. A VM's tables are supposed to map no two pages to one frame.
+    """
+
+    def __init__(self, fmt: CapabilityFormat, given: Given, name: str, who: Who = Who.VM, via: Via = Via.CPU) -> None:
+        self.byte, self.vm, self.who = given.word(f"{name}_byte", fmt.address_width), given.word(f"{name}_vm", VM_BITS), who
         page = self.byte >> FRAME_SHIFT
         (self.frame,) = any_function("frame_of", fmt, (self.vm, page), (FRAME_BITS,))
-        (self.tag,) = any_function("tag_of", fmt, (self.frame,), (VM_BITS,))
-        # A VM's tables are supposed to map no two pages to one frame.
+        (self.owner,) = any_function("tag_of", fmt, (self.frame,), (VM_BITS,))
         (source,) = any_function("page_of", fmt, (self.vm, self.frame), (fmt.address_width,))
         given.assume(source == page)
-        touch = Touch("data", self.vm, self.frame, self.byte >> 3 & 511, given.flag(f"{name}_writes"), self.tag, True)
-        system: Any = SimpleNamespace(policy=TAGS_INTENDED)
-        given.assume(TPT_INVARIANTS["T1"].holds(Step(system, "load", vm=self.vm, touches=(touch,)), None))  # type: ignore[arg-type]
+        pending = given.flag(f"{name}_pending")
+        principal = Principal(who, FREE if who in (Who.HOST, Who.BOOKS) else self.vm)
+        is_write = given.flag(f"{name}_writes")
+        given.assume(is_granted_frame(MemoryAccess(principal, via, self.frame, 0, 1, is_write, self.owner, pending, ())))
 
     def is_of_same_byte(self, other: "_Access") -> Any:
         """Whether the two go to one byte of the machine's memory."""
@@ -72,16 +218,34 @@ class _Access:
 
 @theorem(
     "composition.guests",
-    "Whatever two guests execute, where accesses of both go to one byte of the machine, they are the same guest, or the "
-    "frame is nobody's: reclaimed, and not acknowledged by either's processor.",
-    "ours: T1 of spec/tpt.md, of two accesses in one state of the tags",
-    scope="all accesses, in one state; of the guests nothing is supposed; T1 is supposed: `capvisor prove tpt` proves it",
+    "Whatever guests, their devices and the host do, where two accesses go to one byte of the machine, they are for one "
+    "guest, or both for the host, or the frame is nobody's: reclaimed and not acknowledged, or being cleared or copied.",
+    "ours: S2 of spec/stack.md, of two accesses in one state of the tags",
+    scope="all accesses, in one state; of the guests nothing is supposed but S2",
+    uses=("composition.frames",),
     replays=False,
 )
 def guests_apart(fmt: CapabilityFormat, given: Given) -> Any:
-    """For any two accesses that were completed."""
-    one, other = _Access(fmt, given, "one"), _Access(fmt, given, "other")
-    return implies(one.is_of_same_byte(other), (one.vm == other.vm) | (one.tag == FREE))
+    """For any two accesses, for whomever they are."""
+    goal: Any = True
+    kinds = [(who, via) for who in (Who.VM, Who.HOST) for via in (Via.CPU, Via.DEVICE, Via.MEDIATOR)]
+    kinds.append((Who.BOOKS, Via.BOOKS))
+
+    def made(side: str) -> list[_Access]:
+        return [_Access(fmt, given, f"{side}_{who.value}_{via.value}", who, via) for who, via in kinds]
+
+    others = made("other")
+    for one in made("one"):
+        for other in others:
+            goal = goal & implies(one.is_of_same_byte(other), _is_one_principal(one, other))
+    return goal
+
+
+def _is_one_principal(one: _Access, other: _Access) -> Any:
+    """Whether two accesses are for one guest, or both for the host; or the frame is nobody's."""
+    if one.who is other.who is Who.VM:
+        return (one.vm == other.vm) | (one.owner == FREE)
+    return (one.owner == FREE) | (one.owner == HOST) & (one.who is other.who is Who.HOST)
 
 
 @theorem(
@@ -89,7 +253,7 @@ def guests_apart(fmt: CapabilityFormat, given: Given) -> Any:
     "Where two cVMs of one Intravisor, in a guest of translation pass-through, can access one byte of the machine, by "
     "whatever they hold, they are one cVM, one is nested in the other, or the byte is in a live grant that one of them "
     "holds.",
-    "ours: C1 and C2 of spec/cvm.md, T1 of spec/tpt.md",
+    "ours: C1 and C2 of spec/cvm.md, S2 of spec/stack.md",
     scope="any two threads and registers, in one state; supposed are C1, C2 and the other invariants of a state (`capvisor "
     "prove cvm`), and that the guest's tables map no two pages of the Intravisor to one frame",
     replays=False,
@@ -105,8 +269,7 @@ def _cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
     threads = monitor.any_thread("one_"), monitor.any_thread("other_")
     monitor.begin()
     monitor.any_grant = 0
-    accesses = _Access(fmt, given, "one"), _Access(fmt, given, "other")
-    given.assume(accesses[0].vm == accesses[1].vm)
+    accesses = _in_one_guest(fmt, given)
     granted: Any = False
     for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
         cap = thread.hart.registers[given.word(f"{name}_register", 5)]
@@ -122,3 +285,104 @@ def _cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
     one, other = (thread.domain for thread in threads)
     nested = (monitor.regions[one].outer == other) | (monitor.regions[other].outer == one)
     return implies(accesses[0].is_of_same_byte(accesses[1]), (one == other) | nested | granted)
+
+
+def _in_one_guest(fmt: CapabilityFormat, given: Given) -> tuple[_Access, _Access]:
+    """Two accesses of what runs in one VM."""
+    accesses = _Access(fmt, given, "one", via=Via.HART), _Access(fmt, given, "other", via=Via.HART)
+    given.assume(accesses[0].vm == accesses[1].vm)
+    return accesses
+
+
+@theorem(
+    "composition.tenants",
+    "Where two tenants, in a guest of translation pass-through, can access one byte of the machine, by whatever they hold "
+    "in registers, they are one tenant, or the byte is in an object that both have mapped and neither can store there.",
+    "ours: O5 of spec/orc.md, S2 of spec/stack.md",
+    scope="any two threads and registers, in one state; supposed are O5 and the other invariants of a state (`capvisor "
+    "prove orc`), and that the guest's tables map no two pages of the base's memory to one frame",
+    replays=False,
+)
+def tenants_apart(fmt: CapabilityFormat, given: Given) -> Any:
+    """For any two capabilities that are held, and any byte within the bounds of each, whatever bounds are made of."""
+    with any_bounds():
+        return _tenants_apart(fmt, given)
+
+
+def _tenants_apart(fmt: CapabilityFormat, given: Given) -> Any:
+    monitor = AnyObjects(fmt, given, OBJECTS_INTENDED, OBJECTS_INDUCTIVE)
+    threads = monitor.any_thread("one_"), monitor.any_thread("other_")
+    monitor.begin()
+    accesses = _in_one_guest(fmt, given)
+    one, other = threads
+    slot = monitor.slot_of(accesses[0].byte)
+    shared = monitor.slots[slot].kind == SlotKind.OBJECT
+    for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
+        cap = thread.hart.registers[given.word(f"{name}_register", 5)]
+        base, top = cap.bounds
+        given.assume(thread.is_live & cap.tag & (base <= access.byte) & (access.byte < top))
+        shared = shared & monitor.mappings[thread.tenant, slot].is_live & lacks(cap, STORE_PERMISSIONS)
+    return implies(accesses[0].is_of_same_byte(accesses[1]), (one.tenant == other.tenant) | shared)
+
+
+# -- the whole -------------------------------------------------------------------------------------------------------------
+
+_PRINCIPALS = (Who.VM, Who.CVM, Who.TENANT, Who.HOST, Who.BOOKS)
+"""For whom memory is accessed: a VM's kernel, with its walkers, devices and the mediator; cVMs; tenants; the host."""
+
+
+@theorem(
+    "composition.stack",
+    "An unmediated step of a principal touches only what that principal was granted, at every layer: where two accesses to "
+    "the machine's memory go to one byte, whoever makes them, the byte isn't in the VMM's region, and either its frame is "
+    "nobody's, or both are for the host, or both for one VM; and there one is for that VM's kernel, or both are for cVMs, "
+    "which are one, or nested, or share a live grant with the byte, or both for tenants, which are one, or have both mapped "
+    "the object with the byte, without being able to store there.",
+    "ours: spec/stack.md",
+    scope="any two accesses, in one state, but those that S1 excepts; each fact is the goal of a theorem that this one "
+    "leans on, of one pair of principals; supposed are that the Intravisor's memory and that of shared objects are "
+    "different pages of their guest, no two of which that guest's tables map to one frame (`cvm.pages`, `orc.pages`)",
+    uses=("composition.region", "composition.guests", "composition.cvms", "composition.tenants"),
+    replays=False,
+)
+def stack_apart(fmt: CapabilityFormat, given: Given) -> Any:
+    """For each pair of principals: what the theorems say of it gives what is to be shown of it."""
+    goal: Any = True
+    for first in _PRINCIPALS:
+        for second in _PRINCIPALS:
+            goal = goal & _pair_apart(fmt, given, first, second)
+    return goal
+
+
+def _pair_apart(fmt: CapabilityFormat, given: Given, first: Who, second: Who) -> Any:
+    name = f"{first.value}_{second.value}"
+    one, other = (
+        _Access(fmt, given, f"{name}_{side}", who if who in (Who.HOST, Who.BOOKS) else Who.VM, _via(who))
+        for side, who in (("one", first), ("other", second))
+    )
+    (in_region,) = any_function("in_region", fmt, (one.frame,), (0,))
+    given.assume(not_(in_region))  # composition.region, of what isn't excepted there
+    both_for_vms = one.who is other.who is Who.VM
+    related = _related(given, name, (first, second), (one, other)) if both_for_vms else False
+    permitted = (one.owner == FREE) | (one.who is other.who is Who.HOST) | (both_for_vms & (one.vm == other.vm) & related)
+    return implies(one.is_of_same_byte(other), not_(in_region) & permitted)
+
+
+def _via(who: Who) -> Via:
+    """By what memory is accessed for a principal: of a VM's kernel and the host, by their processors or by anything else."""
+    return {Who.CVM: Via.HART, Who.TENANT: Via.HART, Who.BOOKS: Via.BOOKS}.get(who, Via.CPU)
+
+
+def _related(given: Given, name: str, whom: tuple[Who, Who], accesses: tuple[_Access, _Access]) -> Any:
+    """Whether two principals of one VM may meet at a byte, with what is known of such a pair."""
+    one, other = accesses
+    if Who.VM in whom:
+        return True
+    if whom[0] is whom[1]:
+        # composition.cvms, composition.tenants: they are one, or related as these say.
+        related = given.flag(f"{name}_related")
+        given.assume(implies(one.is_of_same_byte(other) & (one.vm == other.vm), related))
+        return related
+    # The pages of the one monitor's memory aren't those of the other's.
+    given.assume(implies(one.vm == other.vm, one.byte >> FRAME_SHIFT != other.byte >> FRAME_SHIFT))
+    return False

@@ -30,8 +30,12 @@ class Way:
     """Those that the invariants themselves speak of."""
 
 
-def asked_of(ways: Iterable[Way], asked: Iterable[str], timeout_s: float) -> Proved:
-    """Whether each of what is asked holds on every way."""
+_LEANER_MS = 200
+"""How long it is tried to do without an invariant that an answer leans on."""
+
+
+def asked_of(ways: Iterable[Way], asked: Iterable[str], timeout_s: float, leaner_ms: int = _LEANER_MS) -> Proved:
+    """Whether each of what is asked holds on every way; `leaner_ms` is tried to do without an invariant that is leant on."""
     result: dict[str, Kept] = {}
     guards: frozenset[str] = frozenset()
     said: frozenset[str] = frozenset()
@@ -41,7 +45,7 @@ def asked_of(ways: Iterable[Way], asked: Iterable[str], timeout_s: float) -> Pro
         pending = [name for name in asked if way.goals.get(name) and result.get(name, Kept("unsat")).result != "sat"]
         if not pending:
             continue
-        question = _Question(way)
+        question = _Question(way, leaner_ms)
         for name in pending:
             for goal in way.goals[name]:
                 answer, leant_on = question.ask(goal, timeout_s)
@@ -53,14 +57,11 @@ _BRIEFLY_S = 2.0
 """How long a goal is asked of the solver that goes on from goal to goal, before ones that begin anew are asked."""
 
 
-_LEANER_MS = 200
-"""How long it is tried to do without an invariant that an answer leans on."""
-
-
 class _Question:
     """What holds on a way, of which goals are asked one by one, and which invariants answers lean on."""
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: Way, leaner_ms: int) -> None:
+        self._leaner_ms = leaner_ms
         self._solver = _switched(z3.SolverFor("QF_ABV"), way)
         self._way = way
         self._supposed: dict[int, str] = {}
@@ -93,7 +94,7 @@ class _Question:
         if result != z3.unsat:
             return solve.Answer(str(result), seconds, reason=reason), set()
         core = self._of_core(solver)
-        solver.set("timeout", _LEANER_MS)
+        solver.set("timeout", self._leaner_ms)
         for label in sorted(core):
             # What is called a core may have more in it than is needed.
             others = [self._switches[each] for each in core if each != label]

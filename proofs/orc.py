@@ -5,7 +5,9 @@ reference, from any state that the invariants allow (`proofs.orc_state`), along 
 any place: the thread that acts, another one, one that was started, any granule, slot, mapping and tenant.
 """
 
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,20 +22,26 @@ from capvisor.proofs.state import any_operands
 from capvisor.proofs.steps import Kept, Proved
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given
-from capvisor.proofs.ways import Cases, Goal, Way, ask, parts_of, which
+from capvisor.proofs.ways import Cases, Goal, Way, parts_of, which
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 from capvisor.spec.guest import APART
 from capvisor.spec.object_policy import INTENDED, ObjectPolicy
 from capvisor.spec.orc import NOBODY, OPERATIONS, Actor, Code, OperandKind
-from capvisor.spec.orc_invariants import ORC_INVARIANTS, SOUND, Place, Step
+from capvisor.spec.orc_invariants import FLOWS, ORC_INVARIANTS, SOUND, Place, Step
 
 assert _rules
 
 BASE = "initial"
 """The base case among the steps: a system without tenants, and memory that holds anything sound."""
 
-KEPT = {**ORC_INVARIANTS, SOUND.name: SOUND}
-"""What each step is to keep."""
+KEPT = {**ORC_INVARIANTS, SOUND.name: SOUND, **FLOWS}
+"""What each step is to keep: the invariants, and what non-interference is made of."""
+
+_OF_TABLES = ("O3", "O8")
+"""Invariants that look at no thread: what holds at any place needn't be asked again at a thread's."""
+
+_OF_READS = "sees"
+"""What follows from the invariants, and is asked but once: of what is in any register."""
 
 
 def steps() -> dict[str, str]:
@@ -41,6 +49,7 @@ def steps() -> dict[str, str]:
     return {
         BASE: "base",
         orc_guest.NAME: "instruction",
+        orc_guest.LOADED: "instruction",
         APART: "instruction",
         **dict.fromkeys(OPERATIONS, "operation"),
     }
@@ -61,6 +70,9 @@ def take(monitor: AnyObjects, name: str) -> Step:
         assert thread is not None
         vars(thread.hart)["check_fetch"] = lambda _size_bytes: None
         monitor.begin()
+        if name == orc_guest.LOADED:
+            holder = monitor.holding(thread, orc_guest.any_loaded(monitor, thread))
+            return Step(monitor, monitor.before(), kind, name, thread.tenant, holder)
         operands = any_operands(fmt, given, name) if name == APART else ()
         if name == orc_guest.NAME:
             vars(thread.hart)["step"] = orc_guest.any_step(monitor, thread)
@@ -129,12 +141,17 @@ def _run(monitor: AnyObjects, name: str, invariants: tuple[str, ...]) -> tuple[A
         monitor.looks_at("mappings", (any_one.tenant, any_one.slot))
         monitor.looks_at("mappings", (any_one.other, any_one.other_slot))
         monitor.looks_at("exports", (any_one.slot, any_one.entry))
-    threads = [*monitor.threads.looked_at, *monitor.threads.started]
-    places = [
-        any_one,
-        *(any_one._replace(tenant=each.tenant, thread=each, register=register, granule=None) for each in threads),
-    ]
-    goals = {each: tuple(KEPT[each].holds(step, place) for place in places) for each in invariants}
+    reading: list[Place] = []
+    if name == orc_guest.LOADED:
+        places = [Place(step.tenant, thread=step.thread, register=1)]
+        reading = [Place(step.tenant, thread=monitor.reader, register=1, byte=given.word("any_byte", width))]
+    else:
+        threads = [*monitor.threads.looked_at, *monitor.threads.started]
+        places = [any_one, *(Place(each.tenant, thread=each, register=register) for each in threads)]
+    goals = {}
+    for each in invariants:
+        asked = reading if each == _OF_READS else places[:1] if each in _OF_TABLES else places
+        goals[each] = tuple(KEPT[each].holds(step, place) for place in asked)
     parts = parts_of(goals, orc_guest.PLACES, monitor.about, ())
     return step.is_completed, parts, _cases(monitor, any_one, register), seen
 
@@ -152,6 +169,7 @@ def _cases(monitor: AnyObjects, place: Place, register: Any) -> Cases:
         ("any_tenant", place.tenant, tenants),
     )
     found = {name: which(symbol, numbers) for name, symbol, numbers in written}
+    found["any_granule"] += tuple(monitor.rewritten(place.granule))
     return found | {name: tuple(map(term_of, conditions)) for name, conditions in monitor.cases.items()}
 
 
@@ -173,33 +191,125 @@ def prove(
     for way in ways(name, FORMATS[fmt], policy, invariants):
         guards, said = guards | way.guards, said | way.said
         question = lazy.Question(way.conditions, way.labels)
+        supposed = _supposed(way)
         for each in result:
             if result[each].result != "unsat":
                 continue
             for goal in way.goals[each]:
-                answer, leant_on = _asked(way, question, goal, timeout_s)
+                answer, leant_on = _at_sight(goal, supposed) or _asked(way, question, goal, timeout_s)
                 result[each] = result[each].and_also(answer, leant_on)
                 if answer.result != "unsat":
                     break
     return Proved(result, guards, said)
 
 
-_BRIEFLY_S = 3.0
-"""How long a goal is asked lazily, and then of a solver that knows all hypotheses, before it is asked case by case."""
+def _supposed(way: Way) -> dict[int, str]:
+    """The labels of what is supposed on a way, part by part, by the numbers of the terms."""
+    labelled = zip(way.conditions, way.labels, strict=True)
+    return {part.get_id(): label for condition, label in labelled for part in lazy.conjuncts(condition)}
+
+
+def _at_sight(goal: Goal, supposed: dict[int, str]) -> tuple[Answer, set[str]] | None:
+    """That a goal is proved, where one sees it: what hasn't been touched is as it was, and equal to itself."""
+    label = supposed.get(goal.condition.get_id())
+    if label is None and not z3.is_true(z3.simplify(goal.condition)):
+        return None
+    return Answer("unsat", 0.0), {label} if label else set()
+
+
+_BRIEFLY_S = (2.0, 4.0, 8.0)
+"""How long a goal is asked at once, in cases, and in cases and parts, before what gave no answer is asked to the end."""
 
 
 def _asked(way: Way, question: lazy.Question, goal: Goal, timeout_s: float) -> tuple[Answer, set[str]]:
-    """Whether a goal can fall, and what that leans on. Values that make it fall are found with all hypotheses at once."""
+    """Whether a goal can fall, and what that leans on.
+
+    It is asked at once, unless it is known where what it is about came from; then in cases; then also in parts, at last with
+    all hypotheses at once.
+    """
     question.leant_on.clear()
-    answer = question.ask(goal.condition, min(_BRIEFLY_S, timeout_s))
-    if answer.result == "unknown":
-        start, solver = time.perf_counter(), z3.SolverFor("QF_AUFBV")
-        solver.set("timeout", int(1000 * min(3 * _BRIEFLY_S, timeout_s)))
-        solver.add(*way.conditions, z3.Not(goal.condition))
-        found = str(solver.check())
-        seconds = answer.seconds + time.perf_counter() - start
-        if found != "unknown":
-            return Answer(found, seconds), set(way.labels) - {""}
-        answer = ask(way, question, goal, timeout_s, lambda _label: 0)
-        answer = replace(answer, seconds=answer.seconds + seconds)
-    return answer, set(question.leant_on)
+    seconds = 0.0
+    cases = list(cases_of(way, goal))
+    is_split = any(name in orc_guest.PLACES for name in lazy.symbols(goal.condition))
+    pending: list[tuple[z3.BoolRef, tuple[z3.BoolRef, ...]]] = [(goal.condition, ())]
+    for step, limit in enumerate((*_BRIEFLY_S, timeout_s)):
+        if step == 0 and is_split:
+            continue
+        if step == 1:
+            pending = [(part, case) for part, _none in pending for case in cases]
+        elif step > 1:
+            pending = [(each, case) for part, case in pending for each in clauses(z3.simplify(part))]
+        still_open = []
+        for part, case in pending:
+            answer = question.ask(part, min(limit, timeout_s), case)
+            seconds += answer.seconds
+            if answer.result == "unknown" and limit == timeout_s:
+                answer = _at_once(way, part, case, timeout_s)
+                seconds += answer.seconds
+                question.leant_on |= set(way.labels) - {""}
+            if answer.result == "sat" or (answer.result == "unknown" and limit >= timeout_s):
+                return replace(answer, seconds=seconds), set(question.leant_on)
+            if answer.result == "unknown":
+                still_open.append((part, case))
+        pending = still_open
+        if not pending:
+            break
+        if step == int(is_split):
+            # Values that make it fall are found by a solver that knows all hypotheses.
+            answer = _at_once(way, goal.condition, (), min(limit, timeout_s))
+            seconds += answer.seconds
+            if answer.result == "sat":
+                return replace(answer, seconds=seconds), set(way.labels) - {""}
+    return Answer("unsat", seconds), set(question.leant_on)
+
+
+def cases_of(way: Way, goal: Goal) -> Iterator[tuple[z3.BoolRef, ...]]:
+    """The cases in which a goal is asked: each symbol of its place is one that was written to, the first such, or none."""
+    names = lazy.symbols(goal.condition)
+    concerned = (each for name, each in way.cases.items() if name in names and (name != "any_granule" or _HELD in names))
+    for chosen in itertools.product(*map(_one_of, concerned)):
+        yield tuple(itertools.chain.from_iterable(chosen))
+
+
+_HELD = "memory_tags"
+"""The symbol of what granules hold."""
+
+
+def _one_of(conditions: tuple[z3.BoolRef, ...]) -> list[tuple[z3.BoolRef, ...]]:
+    """That the first of some conditions holds; the second, but not the first; and so on; that none does."""
+    none = [z3.Not(each) for each in conditions]
+    return [(*none[:place], each) for place, each in enumerate(conditions)] + [tuple(none)]
+
+
+def clauses(goal: z3.BoolRef) -> Iterator[z3.BoolRef]:
+    """Goals without conjunctions that together are a goal: conjunctions within disjunctions are taken apart, all of them."""
+    if z3.is_and(goal):
+        for each in goal.children():
+            yield from clauses(each)
+        return
+    parts = list(_disjuncts(goal))
+    place = next((number for number, each in enumerate(parts) if z3.is_and(each)), None)
+    if place is None:
+        yield goal
+        return
+    others = parts[:place] + parts[place + 1 :]
+    for each in parts[place].children():
+        yield from clauses(z3.Or(*others, each))
+
+
+def _disjuncts(goal: z3.BoolRef) -> Iterator[z3.BoolRef]:
+    """The parts of a disjunction."""
+    if not z3.is_or(goal):
+        yield goal
+        return
+    for each in goal.children():
+        yield from _disjuncts(each)
+
+
+def _at_once(way: Way, part: z3.BoolRef, case: tuple[z3.BoolRef, ...], timeout_s: float) -> Answer:
+    """Whether a part of a goal can fall in a case, by a solver that knows all hypotheses."""
+    start, solver = time.perf_counter(), z3.SolverFor("QF_AUFBV")
+    solver.set("timeout", int(1000 * timeout_s))
+    solver.add(*way.conditions, *case, z3.Not(part))
+    found = solver.check()
+    return Answer(str(found), time.perf_counter() - start, reason=solver.reason_unknown() if found == z3.unknown else "")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import z3
+
 from capvisor.model import capability, object_operations, objects
 from capvisor.model.capability import Capability
 from capvisor.model.memory import Granule, Memory
@@ -19,7 +21,8 @@ from capvisor.model.observation import ObservedMemory
 from capvisor.proofs.contracts import any_function
 from capvisor.proofs.cvm_state import Guards, GuestRegisters, GuestStore, SymbolicThreads, key_of
 from capvisor.proofs.orc_mint import SHAPE, as_asked, whole_sizes
-from capvisor.proofs.state import any_extent, any_hart
+from capvisor.proofs.state import any_capability, any_extent, any_hart
+from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.tables import ArrayRows, Column
 from capvisor.proofs.theorem import Given, implies
 from capvisor.spec.formats import CapabilityFormat, Permission
@@ -133,9 +136,13 @@ class AnyObjects(ObjectMonitor):
         self.looked_at: dict[str, list[Any]] = {name: [] for name in TABLES}
         self._promises: list[tuple[str, Callable[[Any], Any]]] = []
         self._minted: dict[Any, tuple[Capability, Any]] = {}
+        self._first_granules: dict[int, tuple[Any, Any]] = {}
+        self._rewritten: list[Callable[[Any], Any]] = []
         self._supposed_at: set[tuple[Any, ...]] = set()
         self._first: Any = None
         self._first_threads: dict[int, Any] = {}
+        self.reader: Any = None
+        """Of what is loaded: a thread that holds what authorises it."""
         self.any_register: Any = 0
         self.any_granule: Any = 0
         self.guards = Guards(policy)  # type: ignore[arg-type]
@@ -185,6 +192,21 @@ class AnyObjects(ObjectMonitor):
         self.threads.looked_at.append(thread)
         return thread
 
+    def any_held(self, name: str, thread: TenantThread) -> Capability:
+        """Any capability that a thread's tenant may hold, as what is in its registers is."""
+        cap = any_capability(self.format, self.given, name)
+        self._reads(1, self.holding(thread, cap), cap)
+        return cap
+
+    def holding(self, thread: TenantThread, cap: Capability) -> TenantThread:
+        """A thread as it was at first, of the same tenant, that holds one capability in all of its registers but c0."""
+        holder: TenantThread = copy.copy(self._first_threads[id(thread)])
+        null = capability.null(self.format)
+        modes = {"pc": 0, "privilege": int(Privilege.USER), "mstatus": 0}
+        holder.hart = SimpleNamespace(registers=_Holding(cap), ddc=null, pcc=null, **modes)  # type: ignore[assignment]
+        self._first_threads[id(holder)] = holder
+        return holder
+
     def without_tenants(self) -> None:
         """The system before anything has been created: all tables are empty."""
         for name, row in {"slots": Slot(), "mappings": Mapping(), "exports": False, "tenants": Tenant()}.items():
@@ -217,15 +239,19 @@ class AnyObjects(ObjectMonitor):
     def before(self) -> Before:
         """The state at first, as invariants of steps look at it."""
         first = self._first
-        return Before(first.slots, first.mappings, first.tenants, first.exports, first.granule)
+        threads = self._first_threads
+        was = (first.slots, first.mappings, first.tenants, first.exports, first.granule)
+        return Before(*was, lambda thread: threads.get(id(thread)))
 
     def _reads_register(self, register: Any, kept: Any, thread: TenantThread) -> None:
         """Suppose the invariants of a register, and what is known of the slot, and the entry, that is in it."""
+        self._reads(register, thread, kept.hart.registers[register])
+
+    def _reads(self, register: Any, thread: TenantThread, cap: Capability) -> None:
         self.suppose(Place(thread.tenant, thread=thread, register=register))
         key = ("register", id(thread), key_of(register))
         if key not in self._supposed_at:
             self._supposed_at.add(key)
-            cap = kept.hart.registers[register]
             slot = self.slot_of(cap.base)
             self.looks_at("slots", slot)
             self.looks_at("exports", (slot, cap.address - self.slot_base(slot)))
@@ -291,17 +317,37 @@ class AnyObjects(ObjectMonitor):
 
     # -- what is done to all at once --------------------------------------------------------------------------------------
 
+    def first_granule(self, slot: Any) -> Any:
+        """The index of a slot's first granule; whose it is is kept."""
+        first = super().first_granule(slot)
+        if not isinstance(first, int):
+            self._first_granules[id(first)] = first, slot
+        return first
+
     def rewrite(self, first: Any, count: Any, function: Callable[[Any, Granule], Granule]) -> None:
         """As ObjectMonitor.rewrite, where one looks: what the function reads is memory as it is now."""
+        is_whole = isinstance(count, int) and count == self.slot_granules
+        whole = self._first_granules[id(first)][1] if is_whole and id(first) in self._first_granules else None
+
+        def is_inside(index: Any) -> Any:
+            if whole is None:
+                return (first <= index) & (index < first + count)
+            return self.slot_of_granule(index) == whole
 
         def changed(index: Any, held: Granule) -> Granule:
-            inside = (first <= index) & (index < first + count)
-            changed_to: Granule = select_row(inside, function(index, held), held)
+            changed_to: Granule = select_row(is_inside(index), function(index, held), held)
             return changed_to
+
+        self._rewritten.append(is_inside)
 
         store: Any = copy.copy(self.memory.store)
         store.map(changed)
         self.memory.store = store
+
+    def rewritten(self, index: Any) -> Iterator[z3.BoolRef]:
+        """The conditions on which a granule is one of those that were rewritten together, the last ones first."""
+        for is_inside in reversed(self._rewritten):
+            yield term_of(is_inside(index))
 
     def purge(self, tenant: Any, slot: Any) -> None:
         """As ObjectMonitor.purge, of the tables as they are now: it is carried out where one looks."""
@@ -390,3 +436,13 @@ class _First:
     def __getitem__(self, register: Any) -> Capability:
         cap: Capability = self._registers.first(register)
         return cap
+
+
+class _Holding:
+    """Registers that all hold the same, but for c0."""
+
+    def __init__(self, cap: Capability) -> None:
+        self._cap = cap
+
+    def __getitem__(self, register: int) -> Capability:
+        return self._cap if register else capability.null(self._cap.format)

@@ -163,6 +163,21 @@ def _kept(system: str, job: Job, cache: Cache | None, keeps_open: bool) -> StepO
     return None if kept is None else recalled(job.step, job.format, kept)
 
 
+def keep_whole(system: str, fmt: str, policy: Any, invariants: Iterable[str], cache: Cache) -> None:
+    """Keep which invariants all steps of a system keep, in a format or what stands for one, with what they lean on."""
+    cache.put(_whole(system, fmt, policy), Answer("unsat", 0.0, dict.fromkeys(invariants, 1)))
+
+
+def recalled_whole(system: str, fmt: str, policy: Any, cache: Cache | None) -> frozenset[str] | None:
+    """The invariants that all steps were found to keep; None where not all were asked since the code was changed."""
+    kept = None if cache is None else cache.get(_whole(system, fmt, policy))
+    return None if kept is None else frozenset(kept.values or ())
+
+
+def _whole(system: str, fmt: str, policy: Any) -> str:
+    return f"{sources()}:{system}:whole:{fmt}:{policy}:{solve.version('z3')}"
+
+
 def not_proved(outcome: StepOutcome, missing: list[str]) -> StepOutcome:
     """A step's outcome, given what it leans on that isn't proved."""
     if not missing:

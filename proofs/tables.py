@@ -83,3 +83,52 @@ def _zero(column: Column) -> Any:
 
 def _value(column: Column, term: Any) -> Any:
     return SymInt(z3.ZeroExt(1, term), 0, (1 << column.width) - 1) if column.width else SymBool(term)
+
+
+class EmptyRows:
+    """A table of which no row has been written."""
+
+    def __init__(self, row: Any) -> None:
+        self._row = row
+
+    def __getitem__(self, _number: Any) -> Any:
+        return self._row
+
+    get = __getitem__
+
+
+class KeptRows:
+    """A table's rows as they are now."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = copy.copy(rows)
+        self._known: dict[Any, tuple[Any, Any]] = {}
+
+    def __getitem__(self, number: Any) -> Any:
+        key = tuple(map(key_of, number)) if isinstance(number, tuple) else key_of(number)
+        if key not in self._known:
+            self._known[key] = self.rows.get(number), number
+        return self._known[key][0]
+
+    get = __getitem__
+
+
+def key_of(number: Any) -> Any:
+    """What tells numbers apart, as long as they are kept."""
+    return number if isinstance(number, int) else ("term", number.term.get_id())
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two numbers are the same term."""
+    return bool(key_of(one) == key_of(other))
+
+
+class Noted:
+    """A place that notes what is looked at of it."""
+
+    def __init__(self, place: Any) -> None:
+        self._place, self.fields = place, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.fields.append(name)
+        return getattr(self._place, name)

@@ -18,27 +18,16 @@ from capvisor.model.bits import not_
 from capvisor.model.paging import DONE, READ, UPDATE, Fault, Walk
 from capvisor.model.tpt import Refused
 from capvisor.model.tpt_system import perform
-from capvisor.proofs import lazy, symbolic
+from capvisor.proofs import lazy, paging_lanes, symbolic, tpt_lanes
 from capvisor.proofs import paging as walks
 from capvisor.proofs.incremental import Way, asked_of
 from capvisor.proofs.steps import Proved
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given, implies
-from capvisor.proofs.tpt_state import (
-    ASID_BITS,
-    DEVICE_BITS,
-    FRAME_BITS,
-    VCPU_BITS,
-    VM_BITS,
-    WORD_BITS,
-    WORD_NUMBER_BITS,
-    AnySystem,
-    Known,
-    stays,
-)
+from capvisor.proofs.tpt_state import FRAME_BITS, OPERAND_BITS, VCPU_BITS, AnySystem, Known, stays
 from capvisor.spec.paging import FREE, LARGEST_LEAF, LEVELS, frames_of
 from capvisor.spec.tag_policy import INTENDED, TagCheck, TagPolicy
-from capvisor.spec.tpt import OPERATIONS, Code, FaultKind, OperandKind
+from capvisor.spec.tpt import OPERATIONS, Code, FaultKind
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS, Step, walk_in_range, walk_is_left
 
 BASE = "start"
@@ -65,28 +54,14 @@ def steps() -> dict[str, str]:
     return {BASE: "base", **dict.fromkeys(WALK_STEPS, "walk"), **kinds, **walks.steps()}
 
 
+def all_steps() -> dict[str, str]:
+    """Those, and that operations and walks of the fast path are the reference's."""
+    return {**steps(), **tpt_lanes.steps(), **paging_lanes.steps()}
+
+
 def variants(name: str) -> tuple[str, ...]:
     """The variants of the tag check that a step is proved in."""
-    return (walks.BOTH,) if name in walks.steps() else get_args(TagCheck)
-
-
-_OPERAND_BITS = {
-    OperandKind.VCPU: VCPU_BITS,
-    OperandKind.VM: VM_BITS,
-    OperandKind.FRAME: FRAME_BITS,
-    OperandKind.GUEST_FRAME: FRAME_BITS,
-    OperandKind.INDEX: WORD_NUMBER_BITS,
-    OperandKind.WORD: WORD_BITS,
-    OperandKind.ADDRESS: WORD_BITS,
-    OperandKind.ACCESS: 2,
-    OperandKind.USER: 1,
-    OperandKind.ASID: ASID_BITS,
-    OperandKind.SLOT: 5,
-    OperandKind.SWAP_SLOT: 3,
-    OperandKind.DEVICE: DEVICE_BITS,
-    OperandKind.MODE: 3,
-    OperandKind.LEVELS: 4,
-}
+    return (walks.BOTH,) if name in (*walks.steps(), *paging_lanes.steps()) else get_args(TagCheck)
 
 
 # -- walks -----------------------------------------------------------------------------------------------------------------
@@ -179,7 +154,7 @@ def _take(system: AnySystem, name: str) -> tuple[Step, dict[str, Any]]:
         return Step(system, BASE), {}
     if name in WALK_STEPS:
         return _step_of_walk(system, WALK_STEPS[name])
-    operands = [system.given.word(each, _OPERAND_BITS[kind]) for each, kind in OPERATIONS[name].operands]
+    operands = [system.given.word(each, OPERAND_BITS[kind]) for each, kind in OPERATIONS[name].operands]
     system.begin()
     if name not in LEANS_ON:
         return perform(system, name, *operands), {}
@@ -247,4 +222,8 @@ def prove(
     """
     if name in walks.steps():
         return walks.prove(name, timeout_s)
+    if name in tpt_lanes.steps():
+        return tpt_lanes.prove(name, policy, timeout_s)
+    if name in paging_lanes.steps():
+        return paging_lanes.prove(name, timeout_s)
     return asked_of(ways(name, policy, invariants), asked or invariants, timeout_s)

@@ -18,11 +18,11 @@ from capvisor.model.tlb import NO_TABLE, NO_TRANSLATION, CachedTable, Tlb, Trans
 from capvisor.model.tpt import FrameRow, Mapping, Swap, System, Vcpu, Vm
 from capvisor.proofs.cvm_state import Guards
 from capvisor.proofs.symbolic import SymInt, Unfaithful, as_int, bits_for
-from capvisor.proofs.tables import ArrayRows, Column
+from capvisor.proofs.tables import ArrayRows, Column, EmptyRows, KeptRows, Noted, is_same, key_of
 from capvisor.proofs.theorem import Given, implies
 from capvisor.spec.paging import LEVELS
 from capvisor.spec.tag_policy import TagPolicy
-from capvisor.spec.tpt import CACHE_SLOTS, SWAP_SLOTS, TLB_SLOTS
+from capvisor.spec.tpt import CACHE_SLOTS, SWAP_SLOTS, TLB_SLOTS, OperandKind
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS, Place, Predicate, Step, walk_in_range, walk_is_left, walk_names
 
 INDUCTIVE = ("T3", "T5", "T7", "T8", "T9", "T11", "T13")
@@ -32,6 +32,25 @@ FRAME_BITS, INDEX_BITS = 44, 48
 """Of numbers of frames in operands and tables; of what tables are indexed by."""
 VM_BITS, VCPU_BITS, ASID_BITS, DEVICE_BITS, WORD_BITS, WORD_NUMBER_BITS = 16, 6, 8, 6, 64, 16
 MOST_VCPUS, MOST_DEVICES = 1 << VCPU_BITS, 1 << DEVICE_BITS
+
+OPERAND_BITS = {
+    OperandKind.VCPU: VCPU_BITS,
+    OperandKind.VM: VM_BITS,
+    OperandKind.FRAME: FRAME_BITS,
+    OperandKind.GUEST_FRAME: FRAME_BITS,
+    OperandKind.INDEX: WORD_NUMBER_BITS,
+    OperandKind.WORD: WORD_BITS,
+    OperandKind.ADDRESS: WORD_BITS,
+    OperandKind.ACCESS: 2,
+    OperandKind.USER: 1,
+    OperandKind.ASID: ASID_BITS,
+    OperandKind.SLOT: 5,
+    OperandKind.SWAP_SLOT: 3,
+    OperandKind.DEVICE: DEVICE_BITS,
+    OperandKind.MODE: 3,
+    OperandKind.LEVELS: 4,
+}
+"""How many bits operands have."""
 
 
 def _flags(*names: str) -> tuple[Column, ...]:
@@ -258,17 +277,6 @@ class Known:
         return tuple(each.get_id() for part in (*tables, *stores) for each in part.terms)
 
 
-class _Noted:
-    """A place that notes what is looked at of it."""
-
-    def __init__(self, place: Place) -> None:
-        self._place, self.fields = place, list[str]()
-
-    def __getattr__(self, name: str) -> Any:
-        self.fields.append(name)
-        return getattr(self._place, name)
-
-
 class AnySystem(System):
     """The reference's system in any state that the invariants allow."""
 
@@ -357,10 +365,10 @@ class AnySystem(System):
         empty: dict[str, Any] = {"frames": FrameRow(), "vms": Vm(), "p2m": Mapping(), "vcpus": Vcpu(), "walks": Walk()}
         empty |= {"swaps": Swap(), "pending": 0, "asids": 0, "devices": 0, "iotlb": 0}
         for name, row in empty.items():
-            setattr(self, name, _Empty(row))
+            setattr(self, name, EmptyRows(row))
         tables: Any = (self.tlb, self.tags)
-        tables[0].translations, tables[0].tables = _Empty(Translation()), _Empty(CachedTable())
-        tables[1].tags, tables[1].large = _Empty(0), _Empty(False)
+        tables[0].translations, tables[0].tables = EmptyRows(Translation()), EmptyRows(CachedTable())
+        tables[1].tags, tables[1].large = EmptyRows(0), EmptyRows(False)
         for words in (self.memory, self.disk):
             words.clear_all()  # type: ignore[attr-defined]
 
@@ -402,9 +410,9 @@ class AnySystem(System):
         """Keep the state as it is now: the hypotheses are about it."""
         first: Any = copy.copy(self)
         for name in _OWN_TABLES:
-            setattr(first, name, _Plain(getattr(self, name)))
+            setattr(first, name, KeptRows(getattr(self, name)))
         first.tlb = copy.copy(self.tlb)
-        first.tlb.translations, first.tlb.tables = _Plain(self.tlb.translations), _Plain(self.tlb.tables)
+        first.tlb.translations, first.tlb.tables = KeptRows(self.tlb.translations), KeptRows(self.tlb.tables)
         first.tags = _PlainTags(self.tags)
         first.memory, first.disk = copy.copy(self.memory), copy.copy(self.disk)
         first.policy = self.guards.policy
@@ -425,7 +433,7 @@ class AnySystem(System):
         if all(isinstance(part, int) for part in numbers[len(numbers) > 1 :]):
             return
         known = self._looked_at.setdefault(kind, [])
-        if not any(all(map(_is_same, numbers, each)) for each in known):
+        if not any(all(map(is_same, numbers, each)) for each in known):
             known.append(numbers)
 
     def suppose(self) -> None:
@@ -453,7 +461,7 @@ class AnySystem(System):
     def _suppose_part(self, name: str, part: Predicate, step: Step, place: Place) -> tuple[Any, ...]:
         """Suppose a part of an invariant at a place; what tells it apart."""
         if part not in self.known.fields:
-            noted = _Noted(place)
+            noted = Noted(place)
             part(step, noted)  # type: ignore[arg-type]
             self.known.fields[part] = tuple(dict.fromkeys(noted.fields))
         key = part, *(key_of(getattr(place, field)) for field in self.known.fields[part])
@@ -472,7 +480,7 @@ class AnySystem(System):
     def _of(self, kind: str, *any_one: Any) -> list[tuple[Any, ...]]:
         """What was looked at of a kind, any one first."""
         found = self._looked_at.get(kind, [])
-        return [any_one, *(each for each in found if not all(map(_is_same, each, any_one)))]
+        return [any_one, *(each for each in found if not all(map(is_same, each, any_one)))]
 
     def _places(self) -> Iterator[Place]:
         """The places at which the invariants are supposed: all pairs of a frame and of what may name it."""
@@ -511,47 +519,9 @@ def _zipped(one: list[Any], other: list[Any]) -> list[tuple[Any, Any]]:
     return list(itertools.islice(zip(itertools.cycle(one), itertools.cycle(other), strict=False), most))
 
 
-class _Empty:
-    """A table of which no row has been written."""
-
-    def __init__(self, row: Any) -> None:
-        self._row = row
-
-    def __getitem__(self, _number: Any) -> Any:
-        return self._row
-
-    get = __getitem__
-
-
-class _Plain:
-    """A table's rows as they are now."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = copy.copy(rows)
-        self._known: dict[Any, tuple[Any, Any]] = {}
-
-    def __getitem__(self, number: Any) -> Any:
-        key = tuple(map(key_of, number)) if isinstance(number, tuple) else key_of(number)
-        if key not in self._known:
-            self._known[key] = self.rows.get(number), number
-        return self._known[key][0]
-
-    get = __getitem__
-
-
 class _PlainTags(TagTable):
     """Tags as they are now."""
 
     def __init__(self, tags: Any) -> None:
         super().__init__(0)
-        self.tags, self.large = _Plain(tags.tags), _Plain(tags.large)  # type: ignore[assignment]
-
-
-def key_of(number: Any) -> Any:
-    """What tells numbers apart, as long as they are kept."""
-    return number if isinstance(number, int) else ("term", number.term.get_id())
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two numbers are the same term."""
-    return bool(key_of(one) == key_of(other))
+        self.tags, self.large = KeptRows(tags.tags), KeptRows(tags.large)  # type: ignore[assignment]

@@ -51,6 +51,13 @@ class CapabilityStore(NamedTuple):
     address: Any
 
 
+class ByteStore(NamedTuple):
+    """A store to one byte, of whatever: by which authority, where."""
+
+    authority: Cap
+    address: Any
+
+
 def has_power(sources: Iterable[Source]) -> Any:
     """Whether one of the sources is authority to seal or to unseal."""
     return some(
@@ -85,6 +92,19 @@ def ways_to_stand(before: Cap, after: Cap, address: Any, stores: Iterable[Capabi
         allowed = authorises(by, Permission.STORE | Permission.STORE_CAPABILITY, at, by.format.capability_bytes)
         allowed = allowed & implies(local, by.permits(Permission.STORE_LOCAL_CAPABILITY))
         yield (at == address) & same(after, cap) & allowed
+
+
+def ways_to_change(before: Cap, after: Cap, address: Any, stores: Iterable[ByteStore]) -> Iterator[Any]:
+    """How what is in memory can be what it is, tagged or not: it was so, or a byte of it was stored to by authority."""
+    yield same(before, after)
+    for by, at in stores:
+        yield (address <= at) & (at < address + by.format.capability_bytes) & authorises(by, Permission.STORE, at, 1)
+
+
+def is_runnable(cap: Cap) -> Any:
+    """Whether a capability that has come into PCC is unsealed, and has a byte in bounds."""
+    base, top = cap.bounds
+    return not_(cap.is_sealed) & (base < top)
 
 
 def some(conditions: Iterable[Any]) -> Any:
@@ -135,9 +155,17 @@ def guest_step(step: Step, place: Place) -> Any:
     address = before.memory.base + (place.granule << step.format.granule_shift)
     held, now = before.granule(place.granule), after.granule(place.granule)
     holds = holds & is_kept(now, ways_to_stand(held, now, address, stores))
+    ends = (
+        ByteStore(authority(step), at)
+        for access in step.accesses
+        if access.is_store
+        for at in (access.address, access.address + access.size_bytes - 1)
+    )
+    holds = holds & some(ways_to_change(held, now, address, ends))
     if step.trap is None:
         held, now = before.special["pcc"], after.special["pcc"]
         holds = holds & is_kept(now, ways_to_run(held, now, sources))
+        holds = holds & implies(now.tag, same(held, now) | is_runnable(now))
         holds = holds & (after.numbers["privilege"] == int(Privilege.USER)) & (after.numbers["pc"] & 1 == 0)
     return implies(before.numbers["privilege"] == int(Privilege.USER), holds)
 
@@ -148,9 +176,10 @@ GUEST_STEP = Invariant(
     "In user mode, each tagged capability that a step leaves in a register, DDC or PCC was there, or is within one that "
     "the step reached: in a register that it names, PCC, DDC, or loaded by authority to load capabilities. Sealed, it is "
     "the same as that; in PCC, it executes and comes from what isn't sealed, or from a sentry; unless the step reached "
-    "authority to seal or to unseal. In memory, it was there or was stored from a register by authority to store "
-    "capabilities, and local ones if it is local. All tagged capabilities are sound, c0 is NULL, the mode stays the user's. "
-    "cinvoke excepted; a refused step's PCC too, which is M4's.",
+    "authority to seal or to unseal. What comes into PCC is unsealed, and has a byte in bounds. In memory, it was there or "
+    "was stored from a register by authority to store capabilities, and local ones if it is local; whatever changes there, "
+    "tagged or not, was stored to by authority to store. All tagged capabilities are sound, c0 is NULL, the mode stays the "
+    "user's. cinvoke excepted; a refused step's PCC too, which is M4's.",
     "ours: what a system's proofs rest on; from M1, M3 to M9",
     guest_step,
     tags_something,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from capvisor.spec import orc
 from capvisor.spec.cvm_invariants import POWERS, is_empty, lacks, sound_harts
 from capvisor.spec.formats import Permission
-from capvisor.spec.invariants import implies, not_, same, same_bits
+from capvisor.spec.invariants import authorises, implies, not_, same, same_bits
 from capvisor.spec.orc import NOBODY, PERMITTED, PRIVATE, Code, SlotKind
 
 Monitor = Any
@@ -34,6 +34,8 @@ class Before(NamedTuple):
     tenants: Any
     exports: Any
     granule: Callable[[Any], Cap]
+    thread: Callable[[Any], Any] = lambda _thread: None
+    """A thread as it was; None where that isn't known."""
 
 
 class Step(NamedTuple):
@@ -54,7 +56,7 @@ class Step(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Anywhere; `entry` is an offset within the slot. Without a thread or a granule, none is looked at."""
+    """Anywhere; `entry` is an offset within the slot. Without a thread, a granule or a byte, none is looked at."""
 
     tenant: Any = 1
     slot: Any = 0
@@ -64,6 +66,8 @@ class Place(NamedTuple):
     thread: Any = None
     register: Any = 0
     granule: Any = None
+    byte: Any = None
+    """An address."""
 
 
 # -- where things are ------------------------------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ def thread_local(step: Step, place: Place) -> Any:
     slot = monitor.slot_of_granule(place.granule)
     row, entry = monitor.slots[slot], monitor.granule(place.granule)
     mapping = monitor.mappings[row.owner, monitor.object_of_granule(place.granule)]
-    is_theirs = mapping.is_live & is_in_slot(monitor, entry, mapping.shadow)
+    is_theirs = mapping.is_live & is_in_slot(monitor, entry, mapping.shadow) & not_(is_empty(entry))
     return holds & implies((row.kind == SlotKind.TLS) & entry.tag, is_theirs)
 
 
@@ -267,9 +271,12 @@ def one_object(step: Step, place: Place) -> Any:
     runs = (row.kind == SlotKind.HOME) | (row.kind == SlotKind.OBJECT)
     in_one = is_in_slot(monitor, pcc, slot) & runs & may_use(step, thread.tenant, slot)
     in_one = in_one & implies(row.kind == SlotKind.OBJECT, lacks(pcc, orc.STORE_PERMISSIONS))
-    # What has no byte in its bounds executes nothing.
-    in_one = is_empty(pcc) | in_one
-    in_one = in_one & pcc.has_reserved_otype & lacks(pcc, _ALL & ~(orc.DATA_PERMISSIONS | orc.CODE_PERMISSIONS))
+    in_one = (
+        in_one
+        & not_(is_empty(pcc))
+        & not_(pcc.is_sealed)
+        & lacks(pcc, _ALL & ~(orc.DATA_PERMISSIONS | orc.CODE_PERMISSIONS))
+    )
     return implies(thread.is_live & (thread.tenant == place.tenant) & pcc.tag, in_one)
 
 
@@ -413,8 +420,8 @@ ORC_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "O4",
             "thread-local storage",
-            "What a TLS array has of an object is to the tenant's own shadow of it; nothing that a tenant holds permits to "
-            "store to one.",
+            "What a TLS array has of an object is to the tenant's own shadow of it, and not empty; nothing that a tenant "
+            "holds permits to store to one.",
             _OURS,
             thread_local,
         ),
@@ -466,8 +473,8 @@ ORC_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "O11",
             "one object at a time",
-            "A thread's PCC, unless it is empty, lies in one slot: its tenant's home, or an object that the tenant has "
-            "mapped, without stores; so PCC.base says which.",
+            "A thread's PCC is unsealed, not empty, and lies in one slot: its tenant's home, or an object that the tenant "
+            "has mapped, without stores; so PCC.base says which.",
             _OURS,
             one_object,
         ),
@@ -537,3 +544,70 @@ SOUND = Invariant(
     "M7 to M9 of spec/invariants.py, for the base's steps too: what proofs about systems suppose of every state",
     sound,
 )
+
+
+# -- non-interference ------------------------------------------------------------------------------------------------------
+
+
+def concerned(step: Step) -> Any:
+    """The tenant that a step is of: whose thread takes it, or whom the base makes or ends."""
+    return step.operands[0] if step.name in ("create", "destroy") else step.tenant
+
+
+def others_state(step: Step, place: Place) -> Any:
+    """Local respect: what another tenant has, and what it has mapped, is as it was."""
+    before, after, tenant, slot = step.before, step.monitor, place.tenant, place.slot
+
+    def is_theirs(number: Any) -> Any:
+        row = before.slots[number]
+        mapped = (row.kind == SlotKind.OBJECT) & before.mappings[tenant, number].is_live
+        return (row.kind != SlotKind.FREE) & (row.owner == tenant) & (row.kind != SlotKind.OBJECT) | mapped
+
+    key = (tenant, slot)
+    row_kept = same_rows(before.slots[slot], after.slots[slot])
+    row_kept = row_kept & (before.exports[slot, place.entry] == after.exports[slot, place.entry])
+    holds = same_rows(before.tenants[tenant], after.tenants[tenant]) & implies(is_theirs(slot), row_kept)
+    holds = holds & same_rows(before.mappings[key], after.mappings[key])
+    if place.granule is not None:
+        holds = holds & implies(is_theirs(after.slot_of_granule(place.granule)), is_unchanged(step, place.granule))
+    was = None if place.thread is None or place.thread is step.thread else before.thread(place.thread)
+    if was is not None:
+        was_in, now_in = was.hart, place.thread.hart
+        kept = same(was_in.registers[place.register], now_in.registers[place.register])
+        kept = kept & same(was_in.ddc, now_in.ddc) & same(was_in.pcc, now_in.pcc) & (was_in.pc == now_in.pc)
+        holds = holds & implies(was.is_live, kept & place.thread.is_live)
+    return implies((tenant != concerned(step)) & (tenant != NOBODY), holds)
+
+
+def sees(step: Step, place: Place) -> Any:
+    """What a tenant's thread can load is of the tenant's own slots, or of an object that it has mapped."""
+    if place.byte is None:
+        return True
+    is_memory = step.monitor.memory.contains(place.byte, 1)
+    is_seen = implies(is_memory, may_use(step, place.tenant, step.monitor.slot_of(place.byte)))
+    return every(in_registers(step, place), lambda cap: implies(authorises(cap, Permission.LOAD, place.byte, 1), is_seen))
+
+
+FLOWS: dict[str, Invariant] = {
+    row.name: row
+    for row in (
+        Invariant(
+            "others",
+            "local respect",
+            "A step of one tenant, or of the base for one, leaves what any other has as it was: its registers, slots and "
+            "mappings, and the objects that it has mapped.",
+            "Rushby, Noninterference, Transitivity, and Channel-Control Security Policies (1992), local respect",
+            others_state,
+            False,
+        ),
+        Invariant(
+            "sees",
+            "what is seen",
+            "What a thread has in a register or DDC authorises to load from its tenant's own slots and from objects that "
+            "the tenant has mapped; from nowhere else in memory.",
+            "ours: what a step's outcome can follow from",
+            sees,
+        ),
+    )
+}
+"""Non-interference through shared objects: what is proved of steps beside the invariants."""

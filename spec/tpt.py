@@ -1,6 +1,6 @@
 """What is true of translation pass-through by definition: its operations, how they refuse, faults, limits.
 
-The exact rule of each operation is in spec/tpt.md. The invariants T1 to T11 are in `spec.tpt_invariants`.
+The exact rule of each operation is in spec/tpt.md. The invariants, T1 to T11 and T13, are in `spec.tpt_invariants`.
 """
 
 from dataclasses import dataclass

@@ -49,6 +49,8 @@ def test_the_trace_marks_crossings(capvisor) -> None:
         (("prove", FILES), "`capvisor prove cvm` proves its every step"),
         (("run", MACHINE, "--policy", "intended"), "--policy is for programs of a system"),
         (("run", MACHINE, FILES, "--cost"), "--cost is for programs of a system"),
+        (("fuzz", "--profile", "tpt", "--format", "cc64"), "the profile `tpt` has no --format"),
+        (("fuzz", "--profile", "vmm", "--engine", "hypothesis"), "the profile `vmm` has no --engine"),
         (("fuzz", FILES), "a program of a system, which `capvisor run` runs"),
     ],
 )

@@ -127,7 +127,7 @@ def test_its_programs_are_parsed_printed_and_run() -> None:
         ("system jars { a size 1 }\nexpect violates C1\n", "unknown invariant `C1`"),
         ("system jars { a size 1 }\na: file_revoke 1 -> ok\n", "only a call has a result"),
         ("system cvm { a size 4K }\na: fill -> ok\n", "only a call has a result"),
-        ("a: fill\n", "` or `system orc { tenant alice }` or `system jars { a size 2 }`"),
+        ("a: fill\n", "` or `system jars { a size 2 }`, and no machine"),
     ],
 )
 def test_its_errors_are_its_own(text: str, message: str) -> None:

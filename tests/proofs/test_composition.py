@@ -1,6 +1,6 @@
-"""An Intravisor in a guest of translation pass-through: what lies below it, and what two accesses come to."""
+"""The systems on each other: what lies below a monitor, what the layers give, and what two accesses come to."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import z3
@@ -9,6 +9,7 @@ from capvisor.model.memory import Granule
 from capvisor.proofs import composition, cvm, runner
 from capvisor.proofs.theorem import obligations, queries
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS
 
 
 def is_refuted(name: str) -> bool:
@@ -39,14 +40,41 @@ def test_what_would_make_capabilities_below_would_break_them(monkeypatch) -> Non
     assert {name: each.result for name, each in found.kept.items()} == {"C1": "sat", "C2": "unsat", "M8": "sat"}
 
 
-def test_two_guests_meet_nowhere_but_by_the_tags(monkeypatch) -> None:
-    assert not is_refuted("composition.guests.cc64")
-    monkeypatch.setitem(TPT_INVARIANTS, "T1", SimpleNamespace(holds=lambda *_arguments: True))
-    assert is_refuted("composition.guests.cc64")
+@pytest.mark.parametrize("name", ["frames", "region", "guests", "cvms", "tenants", "stack"])
+def test_what_the_layers_come_to(name: str) -> None:
+    assert not is_refuted(f"composition.{name}.cc64")
 
 
-def test_two_cvms_of_a_guest_meet_where_they_may() -> None:
-    assert not is_refuted("composition.cvms.cc64")
+@pytest.mark.parametrize("guard", ["mediator_checks_tags", "extensions_check_tags", "host_claims_first"])
+def test_the_owner_of_a_frame_is_looked_up_by_each_guard(monkeypatch, guard: str) -> None:
+    monkeypatch.setattr(composition, "STACK_INTENDED", replace(composition.STACK_INTENDED, **{guard: False}))
+    assert is_refuted("composition.frames.cc64")
+
+
+@pytest.mark.parametrize("name", ["T1", "T9"])
+def test_frames_are_granted_by_what_is_said_of_touches(monkeypatch, name: str) -> None:
+    said = replace(TPT_INVARIANTS[name], of_step=lambda *_arguments: True)
+    monkeypatch.setitem(composition.TPT_INVARIANTS, name, said)
+    assert is_refuted("composition.frames.cc64")
+
+
+@pytest.mark.parametrize("name", ["P1", "P2", "P9"])
+def test_the_region_is_kept_by_what_is_said_of_touches(monkeypatch, name: str) -> None:
+    said = replace(VMM_INVARIANTS[name], of_step=lambda *_arguments: True)
+    monkeypatch.setitem(composition.VMM_INVARIANTS, name, said)
+    assert is_refuted("composition.region.cc64")
+
+
+@pytest.mark.parametrize("name", ["guests", "stack"])
+def test_nobody_would_be_apart_without_owners(monkeypatch, name: str) -> None:
+    monkeypatch.setattr(composition, "is_granted_frame", lambda _access: True)
+    assert is_refuted(f"composition.{name}.cc64")
+
+
+def test_two_tenants_would_meet_elsewhere_without_what_is_said_of_registers(monkeypatch) -> None:
+    left = tuple(each for each in composition.OBJECTS_INDUCTIVE if each != "O5")
+    monkeypatch.setattr(composition, "OBJECTS_INDUCTIVE", left)
+    assert is_refuted("composition.tenants.cc64")
 
 
 @pytest.mark.parametrize("without", ["C1", "C2"])

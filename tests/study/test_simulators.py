@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from capvisor.study.configuration import preset, preset_names, walk_maxima
+from capvisor.study.generators import limited, workload
 from capvisor.study.kernel import KINDS, LOGGED
 from capvisor.study.reference import MODES, Outcome, Reference, counts
 from capvisor.study.simulator import Chunk, Simulator
@@ -138,3 +140,21 @@ def test_the_same_results_without_compiled_code():
     command = [sys.executable, "-W", "error", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": "."})
     assert done.stdout.strip() == f"{simulator.counters.tolist()} {log.sum(axis=0).tolist()}", done.stderr
+
+
+def peak_bytes(accesses: int) -> int:
+    """The most memory that simulating so many accesses of one workload has taken at a time."""
+    simulator = Simulator(preset("skylake-sp"))
+    tracemalloc.start()
+    try:
+        for chunk in limited(workload("gups", 1 << 20, 3), accesses):
+            simulator.feed(chunk)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_doesnt_grow_with_the_length_of_the_trace() -> None:
+    peak_bytes(1000)  # what is compiled, and imported, at the first use
+    short, long = peak_bytes(200_000), peak_bytes(4_000_000)
+    assert long < 1.1 * short

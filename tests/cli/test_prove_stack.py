@@ -1,0 +1,89 @@
+"""`capvisor prove stack`: every supposition has what gives it, and the state of that is told."""
+
+import json
+
+from capvisor.cli import prove_stack
+from capvisor.cli.prove_stack import CHECKED, FALLS, OPEN, PROVED, TRUSTED
+from capvisor.cli.status import Status
+from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.dsl.system_kinds import SYSTEM_KINDS
+from capvisor.proofs.cache import Cache
+from capvisor.proofs.runner import Verdict
+from capvisor.proofs.steps import keep_whole
+from capvisor.proofs.theorem import THEOREMS, obligations
+from capvisor.spec.composition import LAYERS, SUPPOSITIONS
+from capvisor.spec.stack_invariants import STACK_INVARIANTS
+from capvisor.spec.stack_policy import STACK_GUARDS
+
+
+def kept_by(system: str) -> tuple[str, ...]:
+    guarded = SYSTEM_TOOLS[system].guarded
+    assert guarded is not None
+    return guarded.kept
+
+
+def test_what_gives_a_supposition_is_there() -> None:
+    for row in SUPPOSITIONS.values():
+        assert row.name.split(".")[0] == row.layer and row.layer in LAYERS
+        for name in row.invariants:
+            system, invariant = name.split(".")
+            assert invariant in kept_by(system), name
+        for name in row.steps:
+            system, step = name.split(".")
+            assert step in SYSTEM_TOOLS[system].steps(), name
+        assert set(row.theorems) <= set(THEOREMS) and set(row.checked) <= set(STACK_INVARIANTS)
+        assert set(row.guards) <= set(STACK_GUARDS)
+        assert row.trusted or row.invariants or row.steps or row.theorems or row.checked, row.name
+    assert {row.layer for row in SUPPOSITIONS.values()} == set(LAYERS)
+
+
+def test_every_guard_of_the_stack_and_every_theorem_is_for_something() -> None:
+    assert {guard for row in SUPPOSITIONS.values() for guard in row.guards} == set(STACK_GUARDS)
+    given = {name for row in SUPPOSITIONS.values() for name in row.theorems}
+    assert given | {"composition.stack"} == {each.theorem.id for each in prove_stack.theorems()}
+
+
+def test_the_state_of_a_supposition_is_the_least_of_what_gives_it() -> None:
+    verdicts = {name: [Verdict.PROVED, Verdict.PROVED] for row in SUPPOSITIONS.values() for name in row.theorems}
+    kept = {system: frozenset(kept_by(system)) for system in LAYERS}
+    found = {name: prove_stack._state(row, verdicts, kept) for name, row in SUPPOSITIONS.items()}
+    assert found["cvm.private"] == PROVED and found["cvm.memory"] == CHECKED and found["tpt.host"] == TRUSTED
+    assert OPEN not in found.values()
+    row = SUPPOSITIONS["cvm.private"]
+    assert prove_stack._state(row, verdicts, kept | {"tpt": kept["tpt"] - {"T9"}}) == OPEN
+    assert prove_stack._state(SUPPOSITIONS["cvm.memory"], verdicts, kept | {"cvm": frozenset()}) == OPEN
+    assert prove_stack._state(row, verdicts | {"composition.guests": [Verdict.PROVED, Verdict.UNKNOWN]}, kept) == OPEN
+    assert prove_stack._state(row, verdicts | {"composition.guests": [Verdict.REFUTED, Verdict.PROVED]}, kept) == FALLS
+    assert prove_stack._state(row, {}, kept) == OPEN
+
+
+def test_the_table_says_what_is_open(capvisor, monkeypatch, tmp_path) -> None:
+    known = obligations()
+    monkeypatch.setattr(prove_stack, "theorems", lambda: [known["composition.stack.cc64"]])
+    monkeypatch.setattr(prove_stack.runner, "with_lemmas", list)
+    path = tmp_path / "stack.json"
+    command = ("prove", "stack", "--state", tmp_path, "--workers", 1, "--json", path, "--junit", tmp_path / "stack.xml")
+    status, out, _err = capvisor(*command)
+    assert status == Status.INCONCLUSIVE and "`capvisor prove tpt`" in out
+    told = {row["name"]: row["state"] for row in json.loads(path.read_text())["suppositions"]}
+    assert told["cvm.private"] == OPEN and told["vmm.guest"] == TRUSTED
+    assert (tmp_path / "stack.xml").exists()
+
+
+def test_what_all_steps_keep_is_remembered(tmp_path) -> None:
+    cache = Cache(tmp_path)
+    assert prove_stack._kept("tpt", cache) == frozenset()
+    intended = SYSTEM_KINDS["tpt"].intended
+    keep_whole("tpt", "fill", intended, ("T1", "T2"), cache)
+    keep_whole("tpt", "access", intended, ("T1",), cache)
+    assert prove_stack._kept("tpt", cache) == {"T1"}
+
+
+def test_suppositions_are_listed_and_nothing_is_proved(capvisor) -> None:
+    status, out, _err = capvisor("prove", "stack", "--list")
+    assert status == Status.OK and all(name in out for name in SUPPOSITIONS)
+
+
+def test_what_it_would_ignore_is_refused(capvisor) -> None:
+    status, _out, err = capvisor("prove", "stack", "--teeth")
+    assert status == 64 and "--teeth isn't for steps of a system" in err
