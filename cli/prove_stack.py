@@ -1,5 +1,6 @@
 """`capvisor prove stack`: how the systems stand on each other, and that no supposition is left without what gives it."""
 
+from collections import Counter
 from pathlib import Path
 
 from capvisor.cli.junit import Case, junit_xml
@@ -10,9 +11,10 @@ from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.proofs import runner
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.runner import Outcome, Settings, Verdict
-from capvisor.proofs.steps import recalled_whole
+from capvisor.proofs.steps import TOGETHER, recalled_whole
 from capvisor.proofs.theorem import Obligation, obligations
-from capvisor.spec.composition import SUPPOSITIONS, Supposition
+from capvisor.spec.composition import LAYERS, SUPPOSITIONS, Supposition
+from capvisor.spec.formats import FORMATS
 
 NAME = "stack"
 PREFIX = "composition."
@@ -43,32 +45,39 @@ def prove_stack(timeout_s: float, workers: int, cache: Cache | None, json_path: 
     verdicts: dict[str, list[Verdict]] = {}
     for outcome in outcomes:
         verdicts.setdefault(outcome.obligation.theorem.id, []).append(outcome.verdict)
-    kept = {name: _kept(name, cache) for name in SYSTEM_TOOLS}
-    states = {name: _state(row, verdicts, kept) for name, row in SUPPOSITIONS.items()}
+    formats = tuple(FORMATS)
+    kept = {fmt: {name: _kept(name, fmt, cache) for name in LAYERS} for fmt in formats}
+    states = {
+        name: {fmt: _state(row, _of_format(verdicts, formats.index(fmt)), kept[fmt]) for fmt in formats}
+        for name, row in SUPPOSITIONS.items()
+    }
     out = console(is_final=True)
-    rows = [(row.name, row.statement, _given_by(row), states[name]) for name, row in SUPPOSITIONS.items()]
-    out.print(table(("supposition", "says", "given by", ""), rows), soft_wrap=False)
-    formats = tuple(dict.fromkeys(each.format.name for each in chosen))
+    rows = [(name, row.statement, _given_by(row), *states[name].values()) for name, row in SUPPOSITIONS.items()]
+    out.print(table(("supposition", "says", "given by", *formats), rows), soft_wrap=False)
     found_of = [(name, *(verdict.name for verdict in found)) for name, found in verdicts.items()]
     out.print(table(("theorem", *formats), found_of), soft_wrap=False)
-    counts = ", ".join(f"{[*states.values()].count(state)} {state}" for state in (PROVED, CHECKED, TRUSTED, OPEN, FALLS))
-    out.print(f"\n{len(states)} suppositions: {counts}")
-    missing = [name for name, found in kept.items() if not found and _is_needed(name)]
+    reached = [state for of_formats in states.values() for state in of_formats.values()]
+    out.print()
+    for fmt in formats:
+        counts = Counter(of_formats[fmt] for of_formats in states.values())
+        out.print(f"{fmt}: " + ", ".join(f"{counts[state]} {state}" for state in (PROVED, CHECKED, TRUSTED, OPEN, FALLS)))
+    missing = [name for name in LAYERS if not all(found[name] for found in kept.values())]
     if missing:
         verbs = ", ".join(f"`capvisor prove {name}`" for name in missing)
         out.print(f"open is also what wasn't asked since the code was changed: {verbs}")
     if interrupted:
         out.print("ended early: what was proved is kept, the same command goes on")
     told = [
-        {"name": name, "layer": row.layer, "statement": row.statement, "given_by": _given_by(row), "state": states[name]}
+        {"name": name, "layer": row.layer, "statement": row.statement, "given_by": _given_by(row), "states": states[name]}
         for name, row in SUPPOSITIONS.items()
     ]
     proved = {name: [verdict.name for verdict in found] for name, found in verdicts.items()}
     write_json(json_path, "prove-stack", {"suppositions": told, "theorems": proved})
     write_text(junit_path, junit_xml("prove", [_as_case(outcome) for outcome in outcomes]))
-    if FALLS in states.values() or any(outcome.verdict is Verdict.REFUTED for outcome in outcomes):
+    if FALLS in reached or any(outcome.verdict is Verdict.REFUTED for outcome in outcomes):
         return Status.VIOLATION
-    return Status.INCONCLUSIVE if OPEN in states.values() or interrupted else Status.OK
+    is_whole = not interrupted and all(outcome.verdict is Verdict.PROVED for outcome in outcomes)
+    return Status.OK if is_whole and OPEN not in reached else Status.INCONCLUSIVE
 
 
 def _given_by(row: Supposition) -> str:
@@ -77,33 +86,35 @@ def _given_by(row: Supposition) -> str:
     return "; ".join([*said, *([f"trusted: {row.trusted}"] if row.trusted else [])])
 
 
-def _kept(system: str, cache: Cache | None) -> frozenset[str]:
-    """The invariants that every step of a system keeps, in every format that was asked."""
-    policy = SYSTEM_KINDS[system].intended
-    tools = SYSTEM_TOOLS[system]
-    formats = dict.fromkeys(fmt for step in tools.steps() for fmt in tools.formats(step))
-    found = [whole for fmt in formats if (whole := recalled_whole(system, fmt, policy, cache)) is not None]
-    return frozenset.intersection(*found) if found else frozenset()
+def _of_format(verdicts: dict[str, list[Verdict]], number: int) -> dict[str, list[Verdict]]:
+    return {name: found[number : number + 1] for name, found in verdicts.items()}
 
 
-def _is_needed(system: str) -> bool:
-    return any(name.startswith(f"{system}.") for row in SUPPOSITIONS.values() for name in (*row.invariants, *row.steps))
+def _kept(system: str, fmt: str, cache: Cache | None) -> frozenset[str]:
+    """The invariants that every step of a system keeps, in a format."""
+    whole = fmt if SYSTEM_TOOLS[system].are_formats_apart else TOGETHER
+    return recalled_whole(system, whole, SYSTEM_KINDS[system].intended, cache) or frozenset()
 
 
 def _state(row: Supposition, verdicts: dict[str, list[Verdict]], kept: dict[str, frozenset[str]]) -> str:
     """What is known of a supposition: the least of what it is given by."""
-    of_theorems = [verdict for name in row.theorems for verdict in verdicts.get(name, [Verdict.UNKNOWN])]
+    of_theorems = [verdict for name in row.theorems for verdict in verdicts.get(name) or [Verdict.UNKNOWN]]
     if Verdict.REFUTED in of_theorems:
         return FALLS
     if row.trusted and not row.theorems and not row.checked and not row.invariants:
         return TRUSTED
     invariants = (name.split(".") for name in row.invariants)
     is_kept = all(name in kept.get(system, ()) for system, name in invariants)
-    # A step that was asked with all others has kept what they keep.
-    is_asked = all(kept.get(name.split(".")[0]) for name in row.steps)
+    # A step was asked with all others of its system: if these keep everything, so does it.
+    is_asked = all(_keeps_all(kept, name.split(".")[0]) for name in row.steps)
     if not (is_kept and is_asked and all(verdict is Verdict.PROVED for verdict in of_theorems)):
         return OPEN
     return TRUSTED if row.trusted else CHECKED if row.checked else PROVED
+
+
+def _keeps_all(kept: dict[str, frozenset[str]], system: str) -> bool:
+    guarded = SYSTEM_TOOLS[system].guarded
+    return guarded is not None and set(guarded.kept) <= kept.get(system, frozenset())
 
 
 def _as_case(outcome: Outcome) -> Case:

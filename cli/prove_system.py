@@ -89,14 +89,17 @@ def _keep_whole(
     fallen: dict[str, Path],
     cache: Cache | None,
 ) -> None:
-    """Keep what every step of a format keeps, of the formats of which all steps were asked."""
+    """Keep what all steps together keep, if all were asked: of a format, where formats are systems of their own."""
     tools = SYSTEM_TOOLS[system]
     assert tools.guarded is not None
-    for fmt in dict.fromkeys(fmt for _step, fmt in chosen):
-        is_whole = all((step, fmt) in chosen for step in tools.steps() if fmt in tools.formats(step))
-        if cache is not None and is_whole:
-            of_format = [each for each in outcomes if each.format == fmt]
-            steps.keep_whole(system, fmt, policy, guards_off.holding(tools.guarded, of_format, fallen), cache)
+    groups: dict[str, set[tuple[str, str]]] = {}
+    for step in tools.steps():
+        for fmt in tools.formats(step):
+            groups.setdefault(fmt if tools.are_formats_apart else steps.TOGETHER, set()).add((step, fmt))
+    for name, keys in groups.items():
+        found = [each for each in outcomes if (each.step, each.format) in keys]
+        if cache is not None and keys <= set(chosen) and len(found) == len(keys):
+            steps.keep_whole(system, name, policy, guards_off.holding(tools.guarded, found, fallen), cache)
 
 
 def _fallen(kind: SystemKind, policy: Any) -> dict[str, Path]:
@@ -116,7 +119,7 @@ def _show_policy(
     rows = [(each, verdict, str(fallen.get(each, ""))) for each, verdict in verdicts.items()]
     write()
     write(table(("invariant", f"under {name}", "program that makes it fall"), rows), soft_wrap=False)
-    write("\nWhat falls was neither supposed nor asked, nor does anything hold here whose proofs lean on it.")
+    write("\nWhat falls was not supposed, nor does anything hold here whose proofs lean on it.")
     if not is_whole:
         write(f"Not all steps were asked: what is said to hold is kept by those that were (all: `capvisor prove {system}`).")
 

@@ -46,6 +46,8 @@ class SystemTools:
     """How much there is to prove of steps, lemmas included."""
     guarded: Guarded | None = None
     """Its guards, which can be off in proofs; None where there are no such proofs."""
+    are_formats_apart: bool = True
+    """Whether formats are systems of their own, each with its induction; else they are parts of one."""
     formats: Callable[[str], Sequence[str]] = formats_of
     """The capability formats that a step is proved in, or what the kind has in their place."""
 
@@ -69,6 +71,7 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         count=tpt_runner.count,
         guarded=tpt_runner.GUARDED,
         formats=tpt.variants,
+        are_formats_apart=False,
     ),
     "orc": SystemTools(
         OrcTracer,
@@ -87,6 +90,7 @@ SYSTEM_TOOLS: dict[str, SystemTools] = {
         prove=vmm_runner.prove,
         guarded=vmm_runner.GUARDED,
         formats=vmm.parts,
+        are_formats_apart=False,
     ),
     "stack": SystemTools(StackTracer),
 }

@@ -6,9 +6,9 @@ the monitor's invariants is asked with the other steps (`proofs.cvm`). Translati
 its guests: its invariants hold for any store to any frame that a guest may store to.
 
 The theorems here say what the layers come to. What each layer's invariants say of what it touches gives S1 and S2 of
-`spec.stack_invariants`, with the rules by which the stack looks up owners, executed (`frames`, `region`); these, C1 and O5
-give what can be said of any two accesses to one byte of the machine (`guests`, `cvms`, `tenants`), and all of them together
-the whole (`stack`). What each layer supposes of the others is a row of `spec.composition`.
+`spec.stack_invariants`, with the rules by which the stack looks up owners, executed (`frames`, `region`); these, C1, O5 and
+O11 give what can be said of any two accesses to one byte of the machine (`guests`, `cvms`, `tenants`), and all of them
+together the whole (`stack`). What each layer supposes of the others is a row of `spec.composition`.
 """
 
 from collections.abc import Iterable
@@ -19,11 +19,12 @@ import z3
 
 from capvisor.model import vmm
 from capvisor.model.bits import not_
+from capvisor.model.capability import Capability
 from capvisor.model.memory import Granule
 from capvisor.model.stack import MemoryAccess, Principal, Stack
 from capvisor.model.tpt import Touch
 from capvisor.proofs import vmm_state
-from capvisor.proofs.contracts import any_bounds, any_function
+from capvisor.proofs.contracts import any_bounds
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor
 from capvisor.proofs.memory import ArrayStore
 from capvisor.proofs.orc_state import INDUCTIVE as OBJECTS_INDUCTIVE
@@ -191,52 +192,81 @@ def region(_fmt: CapabilityFormat, given: Given) -> Any:
 
 # -- two accesses ----------------------------------------------------------------------------------------------------------
 
+_OFFSET = (1 << FRAME_SHIFT) - 1
+
 
 class _Access:
-    """An access to a byte of the machine's memory: for whom, its frame, and what S2 says of that.
+    """An access to a byte of the machine's memory: for whom, its frame, the byte in that, and what S2 says of the frame."""
 
-    Of what runs in a VM, the byte's virtual address too. A VM's tables are supposed to map no two pages to one frame.
-    """
-
-    def __init__(self, fmt: CapabilityFormat, given: Given, name: str, who: Who = Who.VM, via: Via = Via.CPU) -> None:
-        self.byte, self.vm, self.who = given.word(f"{name}_byte", fmt.address_width), given.word(f"{name}_vm", VM_BITS), who
-        page = self.byte >> FRAME_SHIFT
-        (self.frame,) = any_function("frame_of", fmt, (self.vm, page), (FRAME_BITS,))
-        (self.owner,) = any_function("tag_of", fmt, (self.frame,), (VM_BITS,))
-        (source,) = any_function("page_of", fmt, (self.vm, self.frame), (fmt.address_width,))
-        given.assume(source == page)
-        pending = given.flag(f"{name}_pending")
-        principal = Principal(who, FREE if who in (Who.HOST, Who.BOOKS) else self.vm)
-        is_write = given.flag(f"{name}_writes")
+    def __init__(self, given: Given, name: str, who: Who = Who.VM, via: Via = Via.CPU) -> None:
+        self.who, self.vm = who, given.word(f"{name}_vm", VM_BITS)
+        self.frame, self.offset = given.word(f"{name}_frame", FRAME_BITS), given.word(f"{name}_offset", FRAME_SHIFT)
+        self.owner = given.word(f"{name}_owner", VM_BITS)
+        self.byte: Any = None
+        """Its virtual address, of what runs on a monitor's memory."""
+        pending, is_write = given.flag(f"{name}_pending"), given.flag(f"{name}_writes")
+        principal = Principal(who, FREE if who is Who.HOST else self.vm)
         given.assume(is_granted_frame(MemoryAccess(principal, via, self.frame, 0, 1, is_write, self.owner, pending, ())))
 
     def is_of_same_byte(self, other: "_Access") -> Any:
         """Whether the two go to one byte of the machine's memory."""
-        offset = (1 << FRAME_SHIFT) - 1
-        return (self.frame == other.frame) & (self.byte & offset == other.byte & offset)
+        return (self.frame == other.frame) & (self.offset == other.offset)
+
+
+def _in_one_state(given: Given, one: _Access, other: _Access) -> None:
+    """A frame has one owner."""
+    given.assume(implies(one.frame == other.frame, one.owner == other.owner))
+
+
+def _on_monitors(fmt: CapabilityFormat, given: Given, name: str) -> tuple[_Access, _Access]:
+    """Two accesses of threads on the memory of monitors in VMs, no two pages of which a VM's tables map to one frame."""
+    one, other = (_Access(given, f"{name}{side}", via=Via.HART) for side in ("one", "other"))
+    for side, access in (("one", one), ("other", other)):
+        access.byte = given.word(f"{name}{side}_byte", fmt.address_width)
+        given.assume(access.byte & _OFFSET == access.offset)
+    _in_one_state(given, one, other)
+    given.assume(_is_injective(one, other))
+    return one, other
+
+
+def _is_injective(one: _Access, other: _Access) -> Any:
+    """Whether two accesses in one VM that go to one frame are to one page."""
+    same = (one.vm == other.vm) & (one.frame == other.frame)
+    return implies(same, one.byte >> FRAME_SHIFT == other.byte >> FRAME_SHIFT)
+
+
+def _any_held(fmt: CapabilityFormat, given: Given, name: str, thread: Any) -> Capability:
+    """Whatever a thread can access memory by: what is in any of its registers, its DDC, or its PCC."""
+    cap = thread.hart.registers[given.word(f"{name}_register", 5)]
+    for special in ("ddc", "pcc"):
+        chosen, other = given.flag(f"{name}_by_{special}"), getattr(thread.hart, special)
+        parts = (select(chosen, getattr(other, part), getattr(cap, part)) for part in ("tag", "meta", "address"))
+        cap = Capability(fmt, *parts)
+    return cap
 
 
 @theorem(
     "composition.guests",
     "Whatever guests, their devices and the host do, where two accesses go to one byte of the machine, they are for one "
-    "guest, or both for the host, or the frame is nobody's: reclaimed and not acknowledged, or being cleared or copied.",
+    "guest, or both for the host, or the frame is nobody's: reclaimed, and not acknowledged by the guest's processor.",
     "ours: S2 of spec/stack.md, of two accesses in one state of the tags",
-    scope="all accesses, in one state; of the guests nothing is supposed but S2",
+    scope="all accesses, in one state, but those by which the host's operations clear and copy frames; of the guests "
+    "nothing is supposed but S2",
     uses=("composition.frames",),
     replays=False,
 )
-def guests_apart(fmt: CapabilityFormat, given: Given) -> Any:
+def guests_apart(_fmt: CapabilityFormat, given: Given) -> Any:
     """For any two accesses, for whomever they are."""
     goal: Any = True
     kinds = [(who, via) for who in (Who.VM, Who.HOST) for via in (Via.CPU, Via.DEVICE, Via.MEDIATOR)]
-    kinds.append((Who.BOOKS, Via.BOOKS))
 
     def made(side: str) -> list[_Access]:
-        return [_Access(fmt, given, f"{side}_{who.value}_{via.value}", who, via) for who, via in kinds]
+        return [_Access(given, f"{side}_{who.value}_{via.value}", who, via) for who, via in kinds]
 
     others = made("other")
     for one in made("one"):
         for other in others:
+            _in_one_state(given, one, other)
             goal = goal & implies(one.is_of_same_byte(other), _is_one_principal(one, other))
     return goal
 
@@ -250,12 +280,12 @@ def _is_one_principal(one: _Access, other: _Access) -> Any:
 
 @theorem(
     "composition.cvms",
-    "Where two cVMs of one Intravisor, in a guest of translation pass-through, can access one byte of the machine, by "
-    "whatever they hold, they are one cVM, one is nested in the other, or the byte is in a live grant that one of them "
-    "holds.",
+    "Where two cVMs of one Intravisor, in a guest of translation pass-through, can access one byte of the machine, by what "
+    "their threads have in registers, DDC or PCC, they are one cVM, one is nested in the other, or the byte is in a live "
+    "grant that one of them holds.",
     "ours: C1 and C2 of spec/cvm.md, S2 of spec/stack.md",
-    scope="any two threads and registers, in one state; supposed are C1, C2 and the other invariants of a state (`capvisor "
-    "prove cvm`), and that the guest's tables map no two pages of the Intravisor to one frame",
+    scope="any two threads, in one state; supposed are C1, C2 and the other invariants of a state (`capvisor prove cvm`), "
+    "and that the guest's tables map no two pages of the Intravisor to one frame",
     replays=False,
 )
 def cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
@@ -269,10 +299,11 @@ def _cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
     threads = monitor.any_thread("one_"), monitor.any_thread("other_")
     monitor.begin()
     monitor.any_grant = 0
-    accesses = _in_one_guest(fmt, given)
+    accesses = _on_monitors(fmt, given, "")
+    given.assume(accesses[0].vm == accesses[1].vm)
     granted: Any = False
     for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
-        cap = thread.hart.registers[given.word(f"{name}_register", 5)]
+        cap = _any_held(fmt, given, name, thread)
         base, top = cap.bounds
         given.assume(thread.is_live & is_plain(cap) & (base <= access.byte) & (access.byte < top))
         granted = granted | some(
@@ -284,23 +315,22 @@ def _cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
         )
     one, other = (thread.domain for thread in threads)
     nested = (monitor.regions[one].outer == other) | (monitor.regions[other].outer == one)
-    return implies(accesses[0].is_of_same_byte(accesses[1]), (one == other) | nested | granted)
+    return implies(accesses[0].is_of_same_byte(accesses[1]), cvms_may_meet(one == other, nested, granted))
 
 
-def _in_one_guest(fmt: CapabilityFormat, given: Given) -> tuple[_Access, _Access]:
-    """Two accesses of what runs in one VM."""
-    accesses = _Access(fmt, given, "one", via=Via.HART), _Access(fmt, given, "other", via=Via.HART)
-    given.assume(accesses[0].vm == accesses[1].vm)
-    return accesses
+def cvms_may_meet(is_one: Any, is_nested: Any, is_granted: Any) -> Any:
+    """Whether two cVMs may access one byte: they are one, or nested, or it is in a live grant that one of them holds."""
+    return is_one | is_nested | is_granted
 
 
 @theorem(
     "composition.tenants",
-    "Where two tenants, in a guest of translation pass-through, can access one byte of the machine, by whatever they hold "
-    "in registers, they are one tenant, or the byte is in an object that both have mapped and neither can store there.",
-    "ours: O5 of spec/orc.md, S2 of spec/stack.md",
-    scope="any two threads and registers, in one state; supposed are O5 and the other invariants of a state (`capvisor "
-    "prove orc`), and that the guest's tables map no two pages of the base's memory to one frame",
+    "Where two tenants, in a guest of translation pass-through, can access one byte of the machine, by what their threads "
+    "have in registers, DDC or PCC, they are one tenant, or the byte is in an object that both have mapped, and neither "
+    "can store there.",
+    "ours: O5 and O11 of spec/orc.md, S2 of spec/stack.md",
+    scope="any two threads, in one state; supposed are O5, O11 and the other invariants of a state (`capvisor prove orc`), "
+    "and that the guest's tables map no two pages of the base's memory to one frame",
     replays=False,
 )
 def tenants_apart(fmt: CapabilityFormat, given: Given) -> Any:
@@ -313,35 +343,42 @@ def _tenants_apart(fmt: CapabilityFormat, given: Given) -> Any:
     monitor = AnyObjects(fmt, given, OBJECTS_INTENDED, OBJECTS_INDUCTIVE)
     threads = monitor.any_thread("one_"), monitor.any_thread("other_")
     monitor.begin()
-    accesses = _in_one_guest(fmt, given)
+    accesses = _on_monitors(fmt, given, "")
+    given.assume(accesses[0].vm == accesses[1].vm)
     one, other = threads
     slot = monitor.slot_of(accesses[0].byte)
     shared = monitor.slots[slot].kind == SlotKind.OBJECT
     for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
-        cap = thread.hart.registers[given.word(f"{name}_register", 5)]
+        cap = _any_held(fmt, given, name, thread)
         base, top = cap.bounds
         given.assume(thread.is_live & cap.tag & (base <= access.byte) & (access.byte < top))
         shared = shared & monitor.mappings[thread.tenant, slot].is_live & lacks(cap, STORE_PERMISSIONS)
-    return implies(accesses[0].is_of_same_byte(accesses[1]), (one.tenant == other.tenant) | shared)
+    return implies(accesses[0].is_of_same_byte(accesses[1]), tenants_may_meet(one.tenant == other.tenant, shared))
+
+
+def tenants_may_meet(is_one: Any, is_shared: Any) -> Any:
+    """Whether two tenants may access one byte: they are one, or both have mapped its object, and neither can store there."""
+    return is_one | is_shared
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------------
 
-_PRINCIPALS = (Who.VM, Who.CVM, Who.TENANT, Who.HOST, Who.BOOKS)
+_PRINCIPALS = (Who.VM, Who.CVM, Who.TENANT, Who.HOST)
 """For whom memory is accessed: a VM's kernel, with its walkers, devices and the mediator; cVMs; tenants; the host."""
 
 
 @theorem(
     "composition.stack",
-    "An unmediated step of a principal touches only what that principal was granted, at every layer: where two accesses to "
-    "the machine's memory go to one byte, whoever makes them, the byte isn't in the VMM's region, and either its frame is "
-    "nobody's, or both are for the host, or both for one VM; and there one is for that VM's kernel, or both are for cVMs, "
-    "which are one, or nested, or share a live grant with the byte, or both for tenants, which are one, or have both mapped "
-    "the object with the byte, without being able to store there.",
+    "Where two accesses to the machine's memory go to one byte, each for a VM's kernel (by its processors, walkers, "
+    "devices, or the VMM's mediator), for a cVM or a tenant by their instructions, or for the host, the byte isn't in the "
+    "VMM's region, and either its frame is nobody's, or both are for the host, or both for one VM; and there one is for "
+    "that VM's kernel, or both are for cVMs, which are one, or nested, or the byte is in a live grant that one holds, or "
+    "both for tenants, which are one, or have both mapped the object with the byte, and can't store there.",
     "ours: spec/stack.md",
-    scope="any two accesses, in one state, but those that S1 excepts; each fact is the goal of a theorem that this one "
-    "leans on, of one pair of principals; supposed are that the Intravisor's memory and that of shared objects are "
-    "different pages of their guest, no two of which that guest's tables map to one frame (`cvm.pages`, `orc.pages`)",
+    scope="any two accesses, in one state, but those that S1 excepts and those by which the host's operations clear and "
+    "copy; what the other theorems show of pairs of one kind, this one supposes and puts together; of a thread's "
+    "instruction S2 is supposed too, and the Intravisor's memory and that of shared objects to be different pages of their "
+    "guest",
     uses=("composition.region", "composition.guests", "composition.cvms", "composition.tenants"),
     replays=False,
 )
@@ -350,38 +387,38 @@ def stack_apart(fmt: CapabilityFormat, given: Given) -> Any:
     goal: Any = True
     for first in _PRINCIPALS:
         for second in _PRINCIPALS:
-            goal = goal & _pair_apart(fmt, given, first, second)
+            goal = goal & _pair_apart(fmt, given, (first, second))
     return goal
 
 
-def _pair_apart(fmt: CapabilityFormat, given: Given, first: Who, second: Who) -> Any:
-    name = f"{first.value}_{second.value}"
-    one, other = (
-        _Access(fmt, given, f"{name}_{side}", who if who in (Who.HOST, Who.BOOKS) else Who.VM, _via(who))
-        for side, who in (("one", first), ("other", second))
-    )
-    (in_region,) = any_function("in_region", fmt, (one.frame,), (0,))
+def _pair_apart(fmt: CapabilityFormat, given: Given, whom: tuple[Who, Who]) -> Any:
+    name = f"{whom[0].value}_{whom[1].value}_"
+    if set(whom) <= {Who.CVM, Who.TENANT}:
+        one, other = _on_monitors(fmt, given, name)
+    else:
+        made = zip(("one", "other"), whom, strict=True)
+        one, other = (_Access(given, f"{name}{side}", Who.HOST if who is Who.HOST else Who.VM) for side, who in made)
+        _in_one_state(given, one, other)
+    in_region = given.flag(f"{name}in_region")
     given.assume(not_(in_region))  # composition.region, of what isn't excepted there
-    both_for_vms = one.who is other.who is Who.VM
-    related = _related(given, name, (first, second), (one, other)) if both_for_vms else False
-    permitted = (one.owner == FREE) | (one.who is other.who is Who.HOST) | (both_for_vms & (one.vm == other.vm) & related)
+    for_one_vm = (one.vm == other.vm) & _may_meet(given, name, whom, (one, other)) if Who.HOST not in whom else False
+    permitted = (one.owner == FREE) | (one.who is other.who is Who.HOST) | for_one_vm
     return implies(one.is_of_same_byte(other), not_(in_region) & permitted)
 
 
-def _via(who: Who) -> Via:
-    """By what memory is accessed for a principal: of a VM's kernel and the host, by their processors or by anything else."""
-    return {Who.CVM: Via.HART, Who.TENANT: Via.HART, Who.BOOKS: Via.BOOKS}.get(who, Via.CPU)
-
-
-def _related(given: Given, name: str, whom: tuple[Who, Who], accesses: tuple[_Access, _Access]) -> Any:
-    """Whether two principals of one VM may meet at a byte, with what is known of such a pair."""
+def _may_meet(given: Given, name: str, whom: tuple[Who, Who], accesses: tuple[_Access, _Access]) -> Any:
+    """Whether two principals of one VM may access one byte, with what is known of such a pair."""
     one, other = accesses
     if Who.VM in whom:
         return True
-    if whom[0] is whom[1]:
-        # composition.cvms, composition.tenants: they are one, or related as these say.
-        related = given.flag(f"{name}_related")
-        given.assume(implies(one.is_of_same_byte(other) & (one.vm == other.vm), related))
+    meeting = one.is_of_same_byte(other) & (one.vm == other.vm)
+    if whom == (Who.CVM, Who.CVM):
+        related = cvms_may_meet(*(given.flag(f"{name}{part}") for part in ("is_one", "is_nested", "is_granted")))
+        given.assume(implies(meeting, related))  # composition.cvms
+        return related
+    if whom == (Who.TENANT, Who.TENANT):
+        related = tenants_may_meet(*(given.flag(f"{name}{part}") for part in ("is_one", "is_shared")))
+        given.assume(implies(meeting, related))  # composition.tenants
         return related
     # The pages of the one monitor's memory aren't those of the other's.
     given.assume(implies(one.vm == other.vm, one.byte >> FRAME_SHIFT != other.byte >> FRAME_SHIFT))

@@ -70,7 +70,8 @@ def _length(key: Key) -> int:
 def lemmas(steps: Sequence[Key]) -> list[Obligation]:
     """What steps lean on: of any guest's step, M11 of every operation that it stands for; of all, what is minted."""
     formats = [fmt for step, fmt in steps if step == cvm_guest.NAME]
-    names = (f"{isa.PREFIX}.{name}.{GUEST_STEP.name}.{fmt}" for fmt in formats for name in cvm_guest.STANDS_FOR)
+    rows = (isa.FETCH, *cvm_guest.STANDS_FOR)
+    names = (f"{isa.PREFIX}.{name}.{GUEST_STEP.name}.{fmt}" for fmt in formats for name in rows)
     cells = [isa.cells()[name] for name in names if name in isa.cells()]
     minted = sorted({f"monitor.mint.{fmt}" for _step, fmt in steps})
     return [*(obligations()[name] for name in minted), *cells]

@@ -48,7 +48,9 @@ def prove(
     pool = Workers(workers)
     interrupted = False
     try:
-        jobs = (Job(*each, policy, tuple(supposed), timeout_s) for each in wanted)
+        # What flows is asked of every step, and supposed of none.
+        asked = tuple(dict.fromkeys((*supposed, *FLOWS)))
+        jobs = (Job(*each, policy, asked, timeout_s) for each in wanted)
         for job, outcome in run(jobs, PROVER, pool, cache):
             outcomes[job.step, job.format] = outcome
             finished()
@@ -85,7 +87,7 @@ def lemmas(steps: Sequence[Key]) -> list[Obligation]:
     names = (
         f"{isa.PREFIX}.{name}.{invariant}.{fmt}"
         for fmt in formats
-        for name in orc_guest.STANDS_FOR
+        for name in (isa.FETCH, *orc_guest.STANDS_FOR)
         for invariant in OF_GUESTS
     )
     cells = [isa.cells()[name] for name in names if name in isa.cells()]

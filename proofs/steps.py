@@ -163,6 +163,10 @@ def _kept(system: str, job: Job, cache: Cache | None, keeps_open: bool) -> StepO
     return None if kept is None else recalled(job.step, job.format, kept)
 
 
+TOGETHER = "together"
+"""What stands for a format where a system's formats are parts of one induction."""
+
+
 def keep_whole(system: str, fmt: str, policy: Any, invariants: Iterable[str], cache: Cache) -> None:
     """Keep which invariants all steps of a system keep, in a format or what stands for one, with what they lean on."""
     cache.put(_whole(system, fmt, policy), Answer("unsat", 0.0, dict.fromkeys(invariants, 1)))

@@ -254,7 +254,7 @@ class AnySystem(System):
         )
         self.frame_count = self._between("frame_count", FRAME_BITS, 1, MAX_FRAMES)
         self.vcpu_count = self._between("vcpu_count", VCPU_BITS + 1, 1, 1 << VCPU_BITS)
-        self.device_count = self._between("device_count", DEVICE_BITS, 0, (1 << DEVICE_BITS) - 1)
+        self.device_count = self._between("device_count", DEVICE_BITS, 1, (1 << DEVICE_BITS) - 1)
         self.region_first = self._between("region_first", FRAME_BITS, 0, MAX_FRAMES)
         self.region_behind = self._between("region_behind", FRAME_BITS, 0, MAX_FRAMES)
         # As `vmm.is_possible`, of any number of vCPUs and devices.

@@ -88,8 +88,7 @@ def _one_of(conditions: tuple[z3.BoolRef, ...]) -> list[tuple[z3.BoolRef, ...]]:
 def parts_of(
     goals: dict[str, tuple[Any, ...]], places: Iterable[str], about: str, holders: Sequence[str]
 ) -> dict[str, tuple[Goal, ...]]:
-    """The parts of goals, none twice, and none that another way is about."""
-    seen: set[int] = set()
+    """The parts of goals, none of one goal twice, and none that another way is about."""
     others = set(places) - {about} if about else set[str]()
     found: dict[str, tuple[Goal, ...]] = {}
     for name, said in goals.items():
@@ -97,6 +96,7 @@ def parts_of(
         named = itertools.zip_longest(said, holders[: len(said)], fillvalue="")
         parts = [Goal(part, holder) for place, holder in named for part in lazy.conjuncts(term_of(place))]
         parts = [part for part in parts if not others & lazy.symbols(part.condition)]
+        seen: set[int] = set()
         new = (part for part in parts if part.condition.get_id() not in seen)
         found[name] = tuple(part for part in new if not seen.add(part.condition.get_id()))  # type: ignore[func-returns-value]
     return found

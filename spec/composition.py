@@ -89,7 +89,7 @@ class Supposition:
     theorems: tuple[str, ...] = ()
     """Theorems that say that what gives it does."""
     checked: tuple[str, ...] = ()
-    """Invariants of `spec.stack_invariants` that are checked while the stack runs, and not proved."""
+    """Invariants that are checked while the stack runs, and not proved: across layers, or of a layer at others' steps."""
     trusted: str = ""
     """Why nothing does, and whom one trusts."""
 
@@ -116,6 +116,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             guards=("region_untagged",),
             invariants=("vmm.P1", "tpt.T1", "tpt.T2", "tpt.T3", "tpt.T8"),
             theorems=("composition.region",),
+            checked=("stack.S1", "stack.S2", "stack.S8"),
         ),
         Supposition(
             "vmm.user",
@@ -123,14 +124,14 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "A mediated device has one user, to whom all of its buffers belong.",
             guards=("mediator_checks_tags", "registers_by_owner", "attach_idle"),
             theorems=("composition.frames",),
-            checked=("S7",),
+            checked=("stack.S7",),
         ),
         Supposition(
             "vmm.stops",
             "vmm",
             "All of its guest stops when it stops the guest.",
             guards=("stop_reaches_all",),
-            checked=("S9",),
+            checked=("stack.S9",),
         ),
         Supposition(
             "vmm.moving",
@@ -138,7 +139,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "Every write to memory that is being moved to another machine is seen.",
             guards=("track_all_writes",),
             invariants=("vmm.P13",),
-            checked=("S2",),
+            checked=("vmm.P13",),
         ),
         Supposition(
             "tpt.memory",
@@ -146,8 +147,9 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "Nothing below the host writes to its frames but what itself, its guests and their devices ask for, so that a "
             "clean frame stays clean.",
             guards=("host_claims_first", "extensions_check_tags", "mediator_checks_tags"),
-            invariants=("vmm.P1", "vmm.P2", "vmm.P17"),
+            invariants=("vmm.P1", "vmm.P2", "vmm.P17", "tpt.T13"),
             theorems=("composition.frames", "composition.region"),
+            checked=("stack.S1", "stack.S2", "stack.S8", "tpt.T5"),
         ),
         Supposition(
             "tpt.devices",
@@ -164,7 +166,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             guards=("tables_in_region", "region_untagged"),
             invariants=("tpt.T4", "tpt.T8"),
             theorems=("composition.region",),
-            checked=("S8",),
+            checked=("stack.S1", "stack.S8"),
         ),
         Supposition(
             "tpt.host",
@@ -179,7 +181,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             guards=("dma_clears_tags", "tables_in_region"),
             invariants=("tpt.T5",),
             steps=("cvm.outside",),
-            checked=("S3", "S4"),
+            checked=("stack.S3", "stack.S4"),
         ),
         Supposition(
             "cvm.private",
@@ -187,6 +189,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "Nobody else's guests and devices access the memory of the guest that it runs in.",
             invariants=("tpt.T1", "tpt.T2", "tpt.T3", "tpt.T9"),
             theorems=("composition.frames", "composition.guests"),
+            checked=("stack.S2",),
         ),
         Supposition(
             "cvm.pages",
@@ -194,7 +197,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "No two of its addresses are one byte of the machine, and a page is always the same content.",
             guards=("pages_bound",),
             invariants=("tpt.T5", "tpt.T11"),
-            checked=("S5",),
+            checked=("stack.S5",),
             trusted="in the theorems, the kernel of its guest, which writes the tables; where the stack runs, the guard",
         ),
         Supposition(
@@ -202,7 +205,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "cvm",
             "A sweep over its memory meets all of it.",
             guards=("resident_first",),
-            checked=("S3",),
+            checked=("cvm.C8",),
         ),
         Supposition(
             "cvm.machine",
@@ -216,14 +219,16 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "cvm",
             "In one guest, two cVMs meet where their regions, nestings and live grants say.",
             invariants=tuple(f"cvm.{name}" for name in ("C1", "C2", "C6", "C7", "C8", "C16", "C17", "C18", "C19")),
-            theorems=("composition.cvms",),
+            theorems=("composition.cvms", "composition.stack"),
+            checked=("stack.S2", "stack.S6"),
         ),
         Supposition(
             "orc.apart",
             "orc",
             "In one guest, two tenants meet in objects that both have mapped, where neither can store.",
             invariants=tuple(f"orc.{name}" for name, row in ORC_INVARIANTS.items() if row.is_of_state),
-            theorems=("composition.tenants",),
+            theorems=("composition.tenants", "composition.stack"),
+            checked=("stack.S2", "stack.S6"),
         ),
         Supposition(
             "orc.memory",
@@ -232,7 +237,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             guards=("base_memory_kept", "dma_clears_tags", "tables_in_region"),
             invariants=("tpt.T1", "tpt.T2", "tpt.T3", "tpt.T5", "tpt.T9"),
             theorems=("composition.frames", "composition.guests"),
-            checked=("S3", "S4"),
+            checked=("stack.S2", "stack.S3", "stack.S4", "orc.O12"),
         ),
         Supposition(
             "orc.pages",
@@ -240,7 +245,7 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "No two of its addresses are one byte of the machine, nor one with another monitor's; sweeps meet all of them.",
             guards=("pages_bound", "resident_first"),
             invariants=("tpt.T5", "tpt.T11"),
-            checked=("S5",),
+            checked=("stack.S5",),
             trusted="in the theorems, the kernel of its guest, which writes the tables; where the stack runs, the guards",
         ),
     )

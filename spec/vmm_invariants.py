@@ -217,7 +217,7 @@ def confined(step: Step, place: Place) -> Any:
 
 
 def written_is_meant(step: Step, place: Place) -> Any:
-    """What P3 says of a step: what is written to a sector has a meaning, which is what the guest has written."""
+    """What P3 says of a step: what is written to a sector has a meaning, the guest's word, unless tampered."""
     system = step.system
     holds: Any = True
     for move in step.moves:
@@ -304,7 +304,7 @@ def transparent(step: Step, place: Place) -> Any:
 
 
 def _shown(step: Step, value: Any) -> Any:
-    """A mediated device's registers show what was written to them."""
+    """After an access, a mediated device's register holds what was written, or read."""
     system, (_vcpu, space, number) = step.system, step.operands[:3]
     device, register = system.hooked[space, number >> WINDOW_SHIFT], number & (1 << WINDOW_SHIFT) - 1
     row, channel = system.devices[device], system.channels[device]
@@ -319,7 +319,7 @@ def _shown(step: Step, value: Any) -> Any:
 
 
 def _copied_to_guest(step: Step) -> Any:
-    """A block that is copied to the guest is what the guest takes the sector to hold."""
+    """A block that is copied to the guest is what is meant, if that is known, and no hooks are added."""
     system, device = step.system, step.operands[0]
     row = system.channels[device]
     meant = system.meant[device, row.first + row.position - 1 & (1 << LBA_BITS) - 1]
@@ -679,8 +679,10 @@ VMM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "P3",
             "storage",
-            "A sector holds what the guest means it to hold, encrypted where the policy says so; a block of a shadow buffer "
-            "that is to be written to a sector likewise. What the guest means is what it has written last.",
+            "A sector whose meaning is known holds it, encrypted where the policy says so; a block of a shadow buffer "
+            "that is to be written to a sector likewise, unless the device has changed that buffer. What is meant is what "
+            "last reached the medium for the guest: the word that it wrote to the port, or that was copied from its "
+            "memory for DMA (as added hooks leave it), 0 where it erased, or the image's.",
             _ABSTRACT,
             written_is_meant,
             (stored_as_meant, copied_as_meant),
@@ -696,7 +698,9 @@ VMM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "P5",
             "transparency",
-            "The guest reads what it has written: registers of a mediated device, and sectors, by the port and by DMA.",
+            "When the guest has written or read count, address or descriptor pointer of a mediated device, the register "
+            "holds that. Where a sector moves by the port, or is copied to the guest after DMA, the guest gets what is "
+            "meant (P3), if that is known, no hooks are added, and the device hasn't changed its shadow buffer.",
             _PUBLIC,
             transparent,
             (moved_as_stored,),
@@ -738,7 +742,9 @@ VMM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "P10",
             "passed through",
-            "An access to registers that aren't mediated has the effect that it has without the VMM, and is never refused.",
+            "An access to registers that aren't mediated is never refused while the guest runs. The register then holds "
+            "what was written, or read (of a storage device's: count, address, descriptor pointer); where there is no "
+            "device, reads give all ones.",
             _ABSTRACT,
             passed_through,
         ),

@@ -88,7 +88,10 @@ VMM_POLICIES: dict[str, VmmPolicy] = {
     "bitvisor-2009": _BITVISOR_2009,
     "bitvisor-2009-without-vtd": replace(_BITVISOR_2009, iommu_hides_region=False, iommu_confines_mediated=False),
 }
-"""The presets, by name: what public code of March 2009 does where it was read, and otherwise what is intended."""
+"""The presets, by name: what public code of March 2009 does where it was read, and otherwise what is intended.
+
+Off is only what was read in that code. That trim is let through was read in later code: `through_harmless` is on.
+"""
 
 VMM_GUARDS: dict[str, Guard] = {
     each.name: Guard(each.name, each.metadata["meaning"], each.metadata["source"])

@@ -2,14 +2,15 @@
 
 import json
 
-from capvisor.cli import prove_stack
+from capvisor.cli import prove_stack, prove_system
 from capvisor.cli.prove_stack import CHECKED, FALLS, OPEN, PROVED, TRUSTED
 from capvisor.cli.status import Status
 from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
+from capvisor.proofs import runner
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.runner import Verdict
-from capvisor.proofs.steps import keep_whole
+from capvisor.proofs.steps import TOGETHER, StepOutcome, keep_whole
 from capvisor.proofs.theorem import THEOREMS, obligations
 from capvisor.spec.composition import LAYERS, SUPPOSITIONS
 from capvisor.spec.stack_invariants import STACK_INVARIANTS
@@ -31,7 +32,10 @@ def test_what_gives_a_supposition_is_there() -> None:
         for name in row.steps:
             system, step = name.split(".")
             assert step in SYSTEM_TOOLS[system].steps(), name
-        assert set(row.theorems) <= set(THEOREMS) and set(row.checked) <= set(STACK_INVARIANTS)
+        for name in row.checked:
+            system, invariant = name.split(".")
+            assert invariant in (STACK_INVARIANTS if system == "stack" else kept_by(system)), name
+        assert set(row.theorems) <= set(THEOREMS)
         assert set(row.guards) <= set(STACK_GUARDS)
         assert row.trusted or row.invariants or row.steps or row.theorems or row.checked, row.name
     assert {row.layer for row in SUPPOSITIONS.values()} == set(LAYERS)
@@ -40,18 +44,18 @@ def test_what_gives_a_supposition_is_there() -> None:
 def test_every_guard_of_the_stack_and_every_theorem_is_for_something() -> None:
     assert {guard for row in SUPPOSITIONS.values() for guard in row.guards} == set(STACK_GUARDS)
     given = {name for row in SUPPOSITIONS.values() for name in row.theorems}
-    assert given | {"composition.stack"} == {each.theorem.id for each in prove_stack.theorems()}
+    assert given == {each.theorem.id for each in prove_stack.theorems()}
 
 
 def test_the_state_of_a_supposition_is_the_least_of_what_gives_it() -> None:
     verdicts = {name: [Verdict.PROVED, Verdict.PROVED] for row in SUPPOSITIONS.values() for name in row.theorems}
     kept = {system: frozenset(kept_by(system)) for system in LAYERS}
     found = {name: prove_stack._state(row, verdicts, kept) for name, row in SUPPOSITIONS.items()}
-    assert found["cvm.private"] == PROVED and found["cvm.memory"] == CHECKED and found["tpt.host"] == TRUSTED
+    assert found["tpt.devices"] == PROVED and found["cvm.memory"] == CHECKED and found["tpt.host"] == TRUSTED
     assert OPEN not in found.values()
     row = SUPPOSITIONS["cvm.private"]
     assert prove_stack._state(row, verdicts, kept | {"tpt": kept["tpt"] - {"T9"}}) == OPEN
-    assert prove_stack._state(SUPPOSITIONS["cvm.memory"], verdicts, kept | {"cvm": frozenset()}) == OPEN
+    assert prove_stack._state(SUPPOSITIONS["cvm.memory"], verdicts, kept | {"cvm": kept["cvm"] - {"C10"}}) == OPEN
     assert prove_stack._state(row, verdicts | {"composition.guests": [Verdict.PROVED, Verdict.UNKNOWN]}, kept) == OPEN
     assert prove_stack._state(row, verdicts | {"composition.guests": [Verdict.REFUTED, Verdict.PROVED]}, kept) == FALLS
     assert prove_stack._state(row, {}, kept) == OPEN
@@ -65,18 +69,44 @@ def test_the_table_says_what_is_open(capvisor, monkeypatch, tmp_path) -> None:
     command = ("prove", "stack", "--state", tmp_path, "--workers", 1, "--json", path, "--junit", tmp_path / "stack.xml")
     status, out, _err = capvisor(*command)
     assert status == Status.INCONCLUSIVE and "`capvisor prove tpt`" in out
-    told = {row["name"]: row["state"] for row in json.loads(path.read_text())["suppositions"]}
+    told = {row["name"]: row["states"]["cc64"] for row in json.loads(path.read_text())["suppositions"]}
     assert told["cvm.private"] == OPEN and told["vmm.guest"] == TRUSTED
     assert (tmp_path / "stack.xml").exists()
 
 
 def test_what_all_steps_keep_is_remembered(tmp_path) -> None:
     cache = Cache(tmp_path)
-    assert prove_stack._kept("tpt", cache) == frozenset()
-    intended = SYSTEM_KINDS["tpt"].intended
-    keep_whole("tpt", "fill", intended, ("T1", "T2"), cache)
-    keep_whole("tpt", "access", intended, ("T1",), cache)
-    assert prove_stack._kept("tpt", cache) == {"T1"}
+    for system, fmt in (("tpt", TOGETHER), ("cvm", "cc64")):
+        assert prove_stack._kept(system, "cc64", cache) == frozenset()
+        keep_whole(system, fmt, SYSTEM_KINDS[system].intended, ("T1", "C1"), cache)
+        assert prove_stack._kept(system, "cc64", cache) == {"T1", "C1"}
+    assert prove_stack._kept("tpt", "cc128", cache) == {"T1", "C1"} and not prove_stack._kept("cvm", "cc128", cache)
+
+
+def outcome(step: str, fmt: str, result: str, *leant_on: str) -> StepOutcome:
+    answers = dict.fromkeys(kept_by("tpt"), "unsat") | {"T1": result}
+    return StepOutcome(step, fmt, answers, 0.0, "", {"T2": leant_on})
+
+
+def test_a_part_of_a_system_is_not_remembered_as_the_whole(tmp_path) -> None:
+    tools, policy, cache = SYSTEM_TOOLS["tpt"], SYSTEM_KINDS["tpt"].intended, Cache(tmp_path)
+    keys = [(step, fmt) for step in tools.steps() for fmt in tools.formats(step)]
+    outcomes = [outcome(*key, "unsat") for key in keys]
+    prove_system._keep_whole("tpt", policy, outcomes[1:], keys[1:], {}, cache)
+    prove_system._keep_whole("tpt", policy, outcomes[1:], keys, {}, cache)
+    assert not prove_stack._kept("tpt", "cc64", cache)
+    # What leans in one part on what isn't known in another isn't kept.
+    outcomes[0], outcomes[-1] = outcome(*keys[0], "unknown"), outcome(*keys[-1], "unsat", "T1")
+    prove_system._keep_whole("tpt", policy, outcomes, keys, {}, cache)
+    assert prove_stack._kept("tpt", "cc64", cache) == set(kept_by("tpt")) - {"T1", "T2"}
+
+
+def test_the_whole_needs_every_theorem(capvisor, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(prove_stack, "SUPPOSITIONS", {"vmm.guest": SUPPOSITIONS["vmm.guest"]})
+    for verdict, expected in ((Verdict.PROVED, Status.OK), (Verdict.UNKNOWN, Status.INCONCLUSIVE)):
+        outcomes = [runner.Outcome(each, verdict) for each in prove_stack.theorems()]
+        monkeypatch.setattr(prove_stack.runner, "prove", lambda *_arguments, outcomes=outcomes: (outcomes, False))
+        assert capvisor("prove", "stack", "--state", tmp_path)[0] == expected
 
 
 def test_suppositions_are_listed_and_nothing_is_proved(capvisor) -> None:
