@@ -6,8 +6,8 @@ the monitor's invariants is asked with the other steps (`proofs.cvm`). Translati
 its guests: its invariants hold for any store to any frame that a guest may store to.
 
 The theorems here say what the layers come to. What each layer's invariants say of what it touches gives S1 and S2 of
-`spec.stack_invariants`, with the rules by which the stack looks up owners, executed (`frames`, `region`); these, C1, O5 and
-O11 give what can be said of any two accesses to one byte of the machine (`guests`, `cvms`, `tenants`), and all of them
+`spec.stack_invariants`, with the rules by which the stack looks up owners, executed (`frames`, `region`); these, C1 and O5
+give what can be said of any two accesses to one byte of the machine (`guests`, `cvms`, `tenants`), and all of them
 together the whole (`stack`). What each layer supposes of the others is a row of `spec.composition`.
 """
 
@@ -19,7 +19,6 @@ import z3
 
 from capvisor.model import vmm
 from capvisor.model.bits import not_
-from capvisor.model.capability import Capability
 from capvisor.model.memory import Granule
 from capvisor.model.stack import MemoryAccess, Principal, Stack
 from capvisor.model.tpt import Touch
@@ -235,16 +234,6 @@ def _is_injective(one: _Access, other: _Access) -> Any:
     return implies(same, one.byte >> FRAME_SHIFT == other.byte >> FRAME_SHIFT)
 
 
-def _any_held(fmt: CapabilityFormat, given: Given, name: str, thread: Any) -> Capability:
-    """Whatever a thread can access memory by: what is in any of its registers, its DDC, or its PCC."""
-    cap = thread.hart.registers[given.word(f"{name}_register", 5)]
-    for special in ("ddc", "pcc"):
-        chosen, other = given.flag(f"{name}_by_{special}"), getattr(thread.hart, special)
-        parts = (select(chosen, getattr(other, part), getattr(cap, part)) for part in ("tag", "meta", "address"))
-        cap = Capability(fmt, *parts)
-    return cap
-
-
 @theorem(
     "composition.guests",
     "Whatever guests, their devices and the host do, where two accesses go to one byte of the machine, they are for one "
@@ -281,7 +270,7 @@ def _is_one_principal(one: _Access, other: _Access) -> Any:
 @theorem(
     "composition.cvms",
     "Where two cVMs of one Intravisor, in a guest of translation pass-through, can access one byte of the machine, by what "
-    "their threads have in registers, DDC or PCC, they are one cVM, one is nested in the other, or the byte is in a live "
+    "their threads have in registers, they are one cVM, one is nested in the other, or the byte is in a live "
     "grant that one of them holds.",
     "ours: C1 and C2 of spec/cvm.md, S2 of spec/stack.md",
     scope="any two threads, in one state; supposed are C1, C2 and the other invariants of a state (`capvisor prove cvm`), "
@@ -303,7 +292,7 @@ def _cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
     given.assume(accesses[0].vm == accesses[1].vm)
     granted: Any = False
     for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
-        cap = _any_held(fmt, given, name, thread)
+        cap = thread.hart.registers[given.word(f"{name}_register", 5)]
         base, top = cap.bounds
         given.assume(thread.is_live & is_plain(cap) & (base <= access.byte) & (access.byte < top))
         granted = granted | some(
@@ -326,10 +315,10 @@ def cvms_may_meet(is_one: Any, is_nested: Any, is_granted: Any) -> Any:
 @theorem(
     "composition.tenants",
     "Where two tenants, in a guest of translation pass-through, can access one byte of the machine, by what their threads "
-    "have in registers, DDC or PCC, they are one tenant, or the byte is in an object that both have mapped, and neither "
+    "have in registers, they are one tenant, or the byte is in an object that both have mapped, and neither "
     "can store there.",
-    "ours: O5 and O11 of spec/orc.md, S2 of spec/stack.md",
-    scope="any two threads, in one state; supposed are O5, O11 and the other invariants of a state (`capvisor prove orc`), "
+    "ours: O5 of spec/orc.md, S2 of spec/stack.md",
+    scope="any two threads, in one state; supposed are O5 and the other invariants of a state (`capvisor prove orc`), "
     "and that the guest's tables map no two pages of the base's memory to one frame",
     replays=False,
 )
@@ -349,7 +338,7 @@ def _tenants_apart(fmt: CapabilityFormat, given: Given) -> Any:
     slot = monitor.slot_of(accesses[0].byte)
     shared = monitor.slots[slot].kind == SlotKind.OBJECT
     for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
-        cap = _any_held(fmt, given, name, thread)
+        cap = thread.hart.registers[given.word(f"{name}_register", 5)]
         base, top = cap.bounds
         given.assume(thread.is_live & cap.tag & (base <= access.byte) & (access.byte < top))
         shared = shared & monitor.mappings[thread.tenant, slot].is_live & lacks(cap, STORE_PERMISSIONS)
@@ -370,10 +359,10 @@ _PRINCIPALS = (Who.VM, Who.CVM, Who.TENANT, Who.HOST)
 @theorem(
     "composition.stack",
     "Where two accesses to the machine's memory go to one byte, each for a VM's kernel (by its processors, walkers, "
-    "devices, or the VMM's mediator), for a cVM or a tenant by their instructions, or for the host, the byte isn't in the "
-    "VMM's region, and either its frame is nobody's, or both are for the host, or both for one VM; and there one is for "
-    "that VM's kernel, or both are for cVMs, which are one, or nested, or the byte is in a live grant that one holds, or "
-    "both for tenants, which are one, or have both mapped the object with the byte, and can't store there.",
+    "devices, or the VMM's mediator), for a cVM or a tenant by what they hold in registers, or for the host, the byte "
+    "isn't in the VMM's region, and either its frame is nobody's, or both are for the host, or both for one VM; and there "
+    "one is for that VM's kernel, or both are for cVMs, which are one, or nested, or the byte is in a live grant that one "
+    "holds, or both for tenants, which are one, or have both mapped the object with the byte, and can't store there.",
     "ours: spec/stack.md",
     scope="any two accesses, in one state, but those that S1 excepts and those by which the host's operations clear and "
     "copy; what the other theorems show of pairs of one kind, this one supposes and puts together; of a thread's "
