@@ -1,6 +1,6 @@
 # `make` alone lists the verbs. Each does all the set-up it needs.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check prove matrix times teeth bugs bench docs lock clean
+.PHONY: help install demo test thorough check prove matrix times teeth bugs bench docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,6 +28,9 @@ demo: $(STAMP) ## run the tutorial and the golden vectors on both implementation
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+thorough: $(STAMP) ## run all tests, with all cases of those kinds of which `make test` takes a part
+	CAPVISOR_TESTS=all $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP) ## lint, types and the architecture of imports
 	$(BIN)/ruff check .

@@ -15,8 +15,10 @@ from capvisor.campaign.cvm_drill import Drill, drill
 from capvisor.campaign.cvm_mirror import Mirror, TableMirror, Written
 from capvisor.campaign.cvm_moves import MEMORY_BYTES, REGION_BYTES
 from capvisor.campaign.cvm_states import TABLES
-from capvisor.campaign.cvm_systems import CRASHES, CrashError, Systems, exercise
-from capvisor.campaign.hart_mirror import ROWS, Log
+from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.hart_mirror import ROWS
+from capvisor.campaign.noted import Log
+from capvisor.campaign.systems import CRASHES, CrashError, exercise
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.tables import Table
 from capvisor.fastpath.workspace import Flags

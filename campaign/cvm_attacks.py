@@ -24,7 +24,9 @@ from capvisor.campaign.cvm_moves import (
     VALUE,
     Mover,
 )
-from capvisor.campaign.cvm_systems import Systems, exercise
+from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.draw import make
+from capvisor.campaign.systems import exercise
 from capvisor.fastpath.workspace import Words
 from capvisor.spec.cvm import CALLS, MONITOR, STACK_POINTER, STORE_SLOTS, ArgumentKind
 from capvisor.spec.formats import CapabilityFormat
@@ -255,14 +257,7 @@ class Attacker(Mover):
 
     def make(self, count: int) -> None:
         """Make so many moves, or as many as it takes until all lanes differ."""
-        moves = self.moves()
-        weights = np.array([weight for _move, weight in moves])
-        others = max(0, count - len(moves))
-        chosen = [*range(len(moves)), *self.rng.choice(len(moves), others, p=weights / weights.sum()).tolist()]
-        for place in self.rng.permutation(len(chosen))[:count].tolist():
-            moves[chosen[place]][0]()
-            if len(self.systems.broken) == self.lanes:
-                break
+        make(self.order(self.moves(), count), lambda: len(self.systems.broken) < self.lanes)
 
 
 def play(

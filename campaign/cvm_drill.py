@@ -23,7 +23,8 @@ from capvisor.campaign.cvm_moves import (
     VALUE,
     Mover,
 )
-from capvisor.campaign.cvm_systems import Systems, exercise
+from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.systems import exercise
 from capvisor.spec.cvm import KEYS, MAX_CVMS, MAX_GRANTS, MAX_PORTALS, MAX_THREADS, MONITOR, NUMBER_REGISTER, STACK_POINTER
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.policy import INTENDED, MonitorPolicy

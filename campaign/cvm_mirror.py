@@ -5,7 +5,8 @@ is always the whole state of all lanes. `misread` reads the whole state anew, wi
 that must be the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capvisor.campaign.cvm_states import TABLES, THREAD_FIELDS, expected_frame, row_values
-from capvisor.campaign.hart_mirror import NONE, HartMirror, Log, columns_of, put, taken
+from capvisor.campaign.hart_mirror import NONE, HartMirror, columns_of, put, taken
 from capvisor.campaign.hart_mirror import PARTS as OF_HARTS
+from capvisor.campaign.noted import Log, NotedRows
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.monitor import BatchMonitor
 from capvisor.fastpath.tables import Table
@@ -40,24 +42,6 @@ class _Monitor(Monitor):
         if found is None:
             found = self.minted[key] = super().mint(base, size, permissions)
         return found
-
-
-class _Rows(Rows):
-    """A table that says what is written to it."""
-
-    def __init__(self, empty: Any, name: str, lane: int, log: Log) -> None:
-        super().__init__(empty)
-        self._name, self._lane, self._log = name, lane, log
-
-    def __setitem__(self, number: Any, row: Any) -> None:
-        super().__setitem__(number, row)
-        self._log.append((self._lane, *row_values(self._name, number, row)))
-
-    def map(self, function: Callable[[Any, Any], Any]) -> None:
-        for number, row in list(self.rows.items()):
-            changed = function(number, row)
-            if changed != row:
-                self[number] = changed
 
 
 class TableMirror:
@@ -143,7 +127,7 @@ class Mirror(HartMirror):
 
     def _monitor(self, lane: int) -> Monitor:
         def make_table(name: str, empty: Any) -> Rows:
-            return _Rows(empty, name, lane, self._rows[name])
+            return NotedRows(empty, lane, self._rows[name], partial(row_values, name))
 
         make_hart = self.hart_maker(lane, lambda: len(cast(list[Thread], monitor.threads)))
         monitor = _Monitor(self.memory(lane), self.batch.policy, make_table, make_hart=make_hart)

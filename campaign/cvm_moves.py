@@ -3,7 +3,6 @@
 A shape is drawn once for all lanes of a unit; the numbers in it are drawn for each lane.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.draw import Draws
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.spec.cvm import (
     ARGUMENT_REGISTERS,
@@ -41,31 +41,19 @@ HELD = (GRANT, OTHER, KEPT, 10, 11, CODE, DATA, INVOKED_DATA, STACK_POINTER)
 """Registers whose contents are worth attacking with."""
 
 
-TURNS_PER_UNIT = 3
-"""How far a unit is taken to get in what comes in turn; all of it is begun with by some unit."""
-
-
-class Mover:
+class Mover(Draws):
     """Draws and makes what moves of one unit consist of."""
 
     def __init__(self, rng: np.random.Generator, systems: Systems, hostility: float = 0.6, turn: int = 0) -> None:
         """What comes in turn begins at that turn."""
-        self.rng, self.systems, self.hostility = rng, systems, hostility
-        self._first, self._turns = turn * TURNS_PER_UNIT, Counter[str]()
+        super().__init__(rng, systems.lanes, hostility, turn)
+        self.systems = systems
         self.fmt: CapabilityFormat = systems.format
-        self.granule, self.lanes = systems.format.capability_bytes, systems.lanes
+        self.granule = systems.format.capability_bytes
         self.created: list[tuple[int, int, bool, int]] = []
         """Number, place and kind of the cVMs that were to be created."""
 
     # -- numbers -----------------------------------------------------------------------------------------------------------
-
-    def chance(self, probability: float) -> bool:
-        """Whether something happens."""
-        return bool(self.rng.random() < probability)
-
-    def one(self, choices: Sequence[int]) -> int:
-        """One of some numbers, for all lanes."""
-        return choices[int(self.rng.integers(len(choices)))]
 
     def each(self, choices: Sequence[int]) -> Words:
         """One of some numbers for each lane; half the time the same one, so that lanes go on together."""
@@ -73,11 +61,6 @@ class Mover:
         if self.chance(0.5):
             return np.full(self.lanes, self.one(choices) & mask, np.uint64)
         return np.array([each & mask for each in choices], np.uint64)[self.rng.integers(0, len(choices), self.lanes)]
-
-    def turn(self, what: str) -> int:
-        """A number that counts up, over units too: what comes in turn isn't left to chance."""
-        self._turns[what] += 1
-        return self._first + self._turns[what] - 1
 
     def key(self) -> Words:
         """A key, mostly one of few."""
@@ -192,12 +175,12 @@ class Mover:
         nested = self.region(thread, "outer") != MONITOR
         if (nested & self.systems.able(thread)).any():
             self.enter_outer(thread)
-        self.do(thread, "li", NUMBER_REGISTER, np.full(self.lanes, CALLS[name].number, np.uint64))
+        self.do(thread, "li", NUMBER_REGISTER, self.same(CALLS[name].number))
         for register, value in zip(ARGUMENT_REGISTERS, arguments, strict=False):
             if value is None:
                 self.do(thread, "cmove", register, KEPT)
             elif isinstance(value, int):
-                self.do(thread, "li", register, np.full(self.lanes, value, np.uint64))
+                self.do(thread, "li", register, self.same(value))
             else:
                 self.do(thread, "li", register, value)
         self.invoke(thread)
@@ -213,7 +196,7 @@ class Mover:
 
     def call_directly(self, thread: int, name: str) -> None:
         """A call as a cVM that isn't nested makes it."""
-        self.do(thread, "li", NUMBER_REGISTER, np.full(self.lanes, CALLS[name].number, np.uint64))
+        self.do(thread, "li", NUMBER_REGISTER, self.same(CALLS[name].number))
         self.load_capability(thread, CODE, self.store(thread, "call code"))
         self.load_capability(thread, DATA, self.store(thread, "call data"))
         self.do(thread, "cinvoke", CODE, DATA)

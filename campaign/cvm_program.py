@@ -1,17 +1,19 @@
 """A lane of a campaign of cVMs as a program: its events replayed, folded into calls, made fewer, and written down."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from capvisor.campaign.cvm_moves import MEMORY_BASE, MEMORY_BYTES
-from capvisor.campaign.cvm_systems import CrashError, Systems
-from capvisor.campaign.steps import StepReduction
+from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.programs import Failing, Programs, Written, with_operand
+from capvisor.campaign.systems import CrashError
 from capvisor.dsl.cvm_runner import CODE_REGISTER, DATA_REGISTER, INVOKED_DATA
 from capvisor.dsl.cvm_watch import InvariantWatch
 from capvisor.dsl.printer import instruction_of, print_instruction
+from capvisor.dsl.system_kinds import CVM
 from capvisor.model import system
 from capvisor.model.memory import Memory
 from capvisor.model.monitor import Monitor, Thread
@@ -25,13 +27,10 @@ from capvisor.spec.cvm import (
     STORE_SLOTS,
     Code,
 )
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS, Step
+from capvisor.spec.cvm_invariants import Step
 from capvisor.spec.formats import CapabilityFormat
-from capvisor.spec.policy import GUARDS, INTENDED, POLICIES, MonitorPolicy
+from capvisor.spec.policy import MonitorPolicy
 from capvisor.spec.registers import REGISTER_COUNT, SPECIAL_NUMBERS
-
-MOST_REPLAYS, MOST_PAIRS = 600, 150
-"""How often a program is tried with something left out: on the reference, and on both implementations, which is slower."""
 
 DEPLOYER = "deployer"
 
@@ -53,24 +52,11 @@ class LaneEvent(NamedTuple):
     operands: tuple[Any, ...]
 
 
-def events_of(systems: Systems, lane: int, count: int) -> list[LaneEvent]:
-    """What the first events of a campaign were in one lane."""
-    names = _Names()
-    found = []
-    for event in systems.events[:count]:
-        names.update(systems.monitors[lane].threads[: int(event.threads[lane])])  # type: ignore[index]
-        if not event.lanes[lane]:
-            continue
-        operands = tuple(_number(each, lane) for each in event.operands)
-        if event.kind == "create":
-            found.append(LaneEvent("create", DEPLOYER, "", operands))
-            if event.outcomes[lane] == Code.OK.name:
-                names.created(operands[0])
-        elif event.kind == "destroy":
-            found.append(LaneEvent("destroy", DEPLOYER, "", operands))
-        else:
-            found.append(LaneEvent(event.kind, names.agents[event.thread], event.name, operands))
-    return found
+class Case(NamedTuple):
+    """What is done in a system; all of it, cVMs are created too."""
+
+    format: CapabilityFormat
+    events: tuple[LaneEvent, ...]
 
 
 def _number(operand: Any, lane: int) -> Any:
@@ -283,50 +269,94 @@ def _result(code: str) -> str:
     return "-> ok" if code == Code.OK.name else f"-> refused {code}"
 
 
-# -- failing programs ------------------------------------------------------------------------------------------------------
+# -- programs --------------------------------------------------------------------------------------------------------------
 
 
-class Failing:
-    """Whether programs fail in one way: an invariant that the last step violates, a difference after it, or a crash."""
+class CvmPrograms(Programs[Case]):
+    """What may be left out of a system of cVMs, and how it is said."""
 
-    def __init__(self, fmt: CapabilityFormat, policy: MonitorPolicy, what: str) -> None:
-        self._format, self._policy, self._what = fmt, policy, what
-        self.is_invariant = what in CVM_INVARIANTS
+    kind = CVM
+    most_replays, most_pairs = 600, 150
+    rearranges_first = True
 
-    def __call__(self, events: Sequence[LaneEvent]) -> bool:
-        if not events:
-            return False
-        if not self.is_invariant:
-            both = OnBoth(self._format, self._policy)
-            try:
-                can_be = _can_be(Replay(both), events)
-            except CrashError:
-                can_be = True
-            last = len(both.systems.events)
-            return can_be and any(found.what == self._what and found.events == last for found in both.systems.found)
-        player = OnReference(self._format, self._policy)
-        replay, violated = Replay(player), set[str]()
-        if not _can_be(replay, events[:-1]):
-            return False
-        # Whatever the last event violates, be it for the first time or not.
-        watch = InvariantWatch()
-        player.watch = lambda step: violated.update(found.invariant for found in watch.violated(step))
-        return _can_be(replay, events[-1:]) and self._what in violated
+    def case_of(self, systems: Systems, start: None, lane: int, count: int) -> Case:  # noqa: ARG002 - always the same
+        names = _Names()
+        found = []
+        for event in systems.events[:count]:
+            names.update(systems.monitors[lane].threads[: int(event.threads[lane])])  # type: ignore[index]
+            if not event.lanes[lane]:
+                continue
+            operands = tuple(_number(each, lane) for each in event.operands)
+            if event.kind == "create":
+                found.append(LaneEvent("create", DEPLOYER, "", operands))
+                if event.outcomes[lane] == Code.OK.name:
+                    names.created(operands[0])
+            elif event.kind == "destroy":
+                found.append(LaneEvent("destroy", DEPLOYER, "", operands))
+            else:
+                found.append(LaneEvent(event.kind, names.agents[event.thread], event.name, operands))
+        return Case(systems.format, tuple(found))
 
-    def up_to_the_first(self, events: Sequence[LaneEvent]) -> list[LaneEvent]:
-        """The events up to the first that fails."""
-        if not self.is_invariant:
-            return list(events)
+    def violated(self, policy: MonitorPolicy, case: Case, *, only_last: bool = False) -> Iterator[set[str]]:
+        yield set()
+        watch, violated = InvariantWatch(), set[str]()
+        player = OnReference(case.format, policy)
+        replay = Replay(player)
+        for left, event in zip(range(len(case.events))[::-1], case.events, strict=True):
+            if not (only_last and left):
+                player.watch = lambda step: violated.update(found.invariant for found in watch.violated(step))
+            violated.clear()
+            if not _can_be(replay, [event]):
+                return
+            yield set(violated)
+
+    def on_both(self, policy: MonitorPolicy, case: Case) -> Systems | None:
+        both = OnBoth(case.format, policy)
+        try:
+            can_be = _can_be(Replay(both), case.events)
+        except CrashError:
+            can_be = True
+        return both.systems if can_be else None
+
+    def agent_of(self, event: LaneEvent) -> str:
+        return "" if event.agent == DEPLOYER else event.agent
+
+    def simpler(self, event: LaneEvent) -> Iterable[LaneEvent]:
+        """The event with one of its numbers 0 or 1; what is created stays as it is."""
+        if event.kind in ("create", "destroy"):
+            return
+        is_number = event.kind != "instruction" or event.name == "li"
+        for place, value in enumerate(event.operands):
+            if is_number and isinstance(value, int) and value > 1 and not (event.name == "li" and place == 0):
+                for number in (0, 1):
+                    yield event._replace(operands=with_operand(event.operands, place, number))
+
+    def rearranged(self, fails: Failing[Case], case: Case, most: int) -> tuple[Case, int]:  # noqa: ARG002 - they are few
+        """Invocations as the calls that they are: what stood in the way of one may be gone now."""
+        tried = 0
+        for fold in reversed(folds(case, fails.policy)):
+            fewer = case._replace(events=(*case.events[: fold.start], fold.instead, *case.events[fold.stop :]))
+            tried += 1
+            if fails(fewer):
+                case = fewer
+        return case, tried
+
+    def written(self, policy: MonitorPolicy, case: Case) -> Written:
         watch, violated = InvariantWatch(), set[str]()
         player = OnReference(
-            self._format, self._policy, lambda step: violated.update(found.invariant for found in watch.violated(step))
+            case.format, policy, lambda step: violated.update(found.invariant for found in watch.violated(step))
         )
         replay = Replay(player)
-        for count, event in enumerate(events, 1):
+        for event in case.events:
             replay.execute(event)
-            if self._what in violated:
-                return list(events[:count])
-        return list(events)
+        at_start = list(itertools.takewhile(_is_made, replay.lines))
+        regions = [line.removeprefix(_CREATE).removesuffix(_MADE) for line in at_start]
+        memory = f"memory {MEMORY_BASE:#x} size {MEMORY_BYTES:#x}"
+        items = [memory, f"format {case.format.name}", *self.policy_items(policy), *regions]
+        return Written(f"system cvm {{ {'; '.join(items)} }}", replay.lines[len(at_start) :], violated)
+
+
+PROGRAMS = CvmPrograms()
 
 
 def _can_be(replay: Replay, events: Sequence[LaneEvent]) -> bool:
@@ -347,9 +377,9 @@ class Fold(NamedTuple):
     instead: LaneEvent
 
 
-def folds(fmt: CapabilityFormat, policy: MonitorPolicy, events: Sequence[LaneEvent]) -> list[Fold]:
+def folds(case: Case, policy: MonitorPolicy) -> list[Fold]:
     """The invocations of the monitor, and of outer cVMs: what was put into registers before isn't needed for a call."""
-    replay, found = Replay(OnReference(fmt, policy)), []
+    replay, found, events = Replay(OnReference(case.format, policy)), [], case.events
     for place, event in enumerate(events):
         thread = replay.thread(event.agent)
         if event.name != "cinvoke" or thread is None:
@@ -383,72 +413,9 @@ def _installs_data(event: LaneEvent | None, agent: str) -> bool:
     return event is not None and event.agent == agent and (event.name, event.operands) == installs
 
 
-def reduced(
-    fmt: CapabilityFormat, policy: MonitorPolicy, events: Sequence[LaneEvent], what: str
-) -> tuple[list[LaneEvent], int] | None:
-    """Fewer events that fail in the same way, and how many programs were tried; None where these don't by themselves."""
-    fails = Failing(fmt, policy, what)
-    if not fails(events):
-        return None
-    small, tried, most = fails.up_to_the_first(events), 0, MOST_REPLAYS if fails.is_invariant else MOST_PAIRS
-    reduced_to: list[LaneEvent] | None = None
-    while tried < most:
-        # What stood in the way of a call may be gone now.
-        for fold in reversed(folds(fmt, policy, small)):
-            fewer = [*small[: fold.start], fold.instead, *small[fold.stop :]]
-            tried += 1
-            if fails(fewer):
-                small = fewer
-        if small == reduced_to:
-            break
-        reduction = StepReduction(small, fails, most - tried, _dropped_with, _simpler)
-        reduced_to = small = fails.up_to_the_first(reduction.run())
-        tried += reduction.tried
-    return small, tried
-
-
-def _dropped_with(event: LaneEvent) -> str:
-    return "" if event.agent == DEPLOYER else event.agent
-
-
-def _simpler(event: LaneEvent) -> Iterable[LaneEvent]:
-    """The event with one of its numbers 0 or 1; what is created stays as it is."""
-    if event.kind in ("create", "destroy"):
-        return
-    is_number = event.kind != "instruction" or event.name == "li"
-    for place, value in enumerate(event.operands):
-        if is_number and isinstance(value, int) and value > 1 and not (event.name == "li" and place == 0):
-            for number in (0, 1):
-                operands = (*event.operands[:place], number, *event.operands[place + 1 :])
-                yield event._replace(operands=operands)
-
-
-def program(fmt: CapabilityFormat, policy: MonitorPolicy, events: Sequence[LaneEvent]) -> list[str]:
-    """The events as the lines of a program of a system, which says what it violates."""
-    watch, violated = InvariantWatch(), set[str]()
-    player = OnReference(fmt, policy, lambda step: violated.update(found.invariant for found in watch.violated(step)))
-    replay = Replay(player)
-    for event in events:
-        replay.execute(event)
-    names = [name for name in CVM_INVARIANTS if name in violated]
-    expected = [f"expect violates {', '.join(names)}"] if names else []
-    at_start = list(itertools.takewhile(_is_made, replay.lines))
-    regions = [line.removeprefix(_CREATE).removesuffix(_MADE) for line in at_start]
-    items = [f"memory {MEMORY_BASE:#x} size {MEMORY_BYTES:#x}", f"format {fmt.name}", *_policy(policy), *regions]
-    return [f"system cvm {{ {'; '.join(items)} }}", *expected, *replay.lines[len(at_start) :]]
-
-
 _CREATE, _MADE = f"{DEPLOYER}: create ", "  -> ok"
 
 
 def _is_made(line: str) -> bool:
     """Whether a line creates a cVM for the first time, so that it can be there at the start."""
     return line.startswith(_CREATE) and line.endswith(_MADE) and " at " in line
-
-
-def _policy(policy: MonitorPolicy) -> list[str]:
-    """The policy, as an item of a system."""
-    for name, preset in POLICIES.items():
-        if preset == policy:
-            return [] if policy == INTENDED else [f"policy {name}"]
-    return [f"policy without {guard}" for guard in GUARDS if not getattr(policy, guard)]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from capvisor.campaign.cvm_mirror import Mirror
 from capvisor.campaign.cvm_oracles import Change, Oracles
 from capvisor.campaign.cvm_states import differences
-from capvisor.campaign.systems import CRASHES, DIFFERS, MOST_DETAILS, CrashError, Found, exercise
+from capvisor.campaign.hart_states import as_fast, rows_of
+from capvisor.campaign.systems import CRASHES, DIFFERS, MOST_DETAILS, CrashError, Found
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.machine import DDC
 from capvisor.fastpath.monitor import BatchMonitor
@@ -23,15 +24,9 @@ from capvisor.model import isa as _rules  # declares the rules
 from capvisor.spec.cvm import CALLS_BY_NUMBER, Code
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import CapabilityFormat
-from capvisor.spec.operations import OPERATIONS, OperandKind
 from capvisor.spec.policy import INTENDED, MonitorPolicy
 
-__all__ = ["CRASHES", "DIFFERS", "CrashError", "Found", "Systems", "exercise"]
-
 assert _rules
-
-_SCALAR = (OperandKind.SPECIAL_REGISTER, OperandKind.STATUS_REGISTER, OperandKind.QUARTER, OperandKind.MASK)
-"""Operands that are one number for all lanes."""
 
 
 class Event(NamedTuple):
@@ -125,8 +120,7 @@ class Systems:
         if not len(chosen):
             return
         own = tuple(each[chosen] if isinstance(each, np.ndarray) else each for each in operands)
-        columns = [each.tolist() if isinstance(each, np.ndarray) else [each] * len(chosen) for each in own]
-        rows = list(zip(*columns, strict=True)) or [()] * len(chosen)
+        rows = rows_of(own, len(chosen))
         event = self._begin("instruction", thread, name, operands, able)
         mirror, monitors, invokes, harts = self.mirror, self.monitors, name == "cinvoke", thread * self.lanes + chosen
         ddc = self._ddc(harts)
@@ -140,7 +134,7 @@ class Systems:
                 event.outcomes[lane] = trap.cause.name
             mirror.note_hart(place, running.hart)
             mirror.note_thread(place, running)
-        causes = self._fast(self.batch.step, harts, name, self._as_fast(name, own, len(chosen)))
+        causes = self._fast(self.batch.step, harts, name, as_fast(name, own, len(chosen)))
         completed = causes == 0
         self.counts.trapped[name] += len(event.outcomes)
         self.counts.causes.update(event.outcomes.values())
@@ -155,14 +149,6 @@ class Systems:
     def _ddc(self, harts: NDArray[np.int64]) -> Lanes:
         machine = self.batch.harts
         return Lanes(machine.tags[DDC, harts], machine.metas[DDC, harts], machine.addresses[DDC, harts])
-
-    def _as_fast(self, name: str, operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-        """Operands as the fast path takes them: immediates as arrays, modulo 2**64."""
-        found: list[Any] = []
-        for kind, value in zip(OPERATIONS[name].operands, operands, strict=True):
-            as_it_is = kind in _SCALAR or kind.is_register or isinstance(value, np.ndarray)
-            found.append(value if as_it_is else np.full(count, value & (1 << 64) - 1, np.uint64))
-        return tuple(found)
 
     def leave(self, thread: int, lanes: Flags | None = None) -> None:
         """The second part of a call, in the lanes in which the thread is in the monitor."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from capvisor.campaign.noted import Log
 from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS, Indices
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.model import capability
@@ -30,7 +31,6 @@ _SPECIAL_COUNT = len(_SPECIALS)
 _HART_STATE = attrgetter(*_SPECIALS, *NUMBERS, "is_reserved")
 _CSRS = tuple(name for name in NUMBERS if name != "reservation")
 
-Log = list[tuple[Any, ...]]
 NONE = np.zeros(0, np.int64)
 
 
@@ -217,7 +217,7 @@ class HartMirror:
 
     def differing_harts(self) -> Flags:
         """The lanes whose harts or memory aren't the fast path's."""
-        lanes, machine, memory = self.lanes, self.batch.harts, self.batch.memory
+        lanes, machine = self.lanes, self.batch.harts
         reserved = self.is_reserved
         pairs = [
             *((self.tags, machine.tags[:ROWS]), (self.metas, machine.metas[:ROWS])),
@@ -230,6 +230,12 @@ class HartMirror:
         for mine, theirs in pairs:
             if not np.array_equal(mine, theirs):
                 wrong |= (mine != theirs).any(axis=0).reshape(-1, lanes).any(axis=0)
+        return wrong | self.differing_memory()
+
+    def differing_memory(self) -> Flags:
+        """The lanes whose memory isn't the fast path's."""
+        lanes, memory = self.lanes, self.batch.memory
+        wrong = np.zeros(lanes, np.bool_)
         for mine, theirs in ((self.granule_tags, memory.tags), (self.halves, memory.halves)):
             if not np.array_equal(mine, theirs):
                 wrong |= (mine != theirs).reshape(lanes, -1).any(axis=1)

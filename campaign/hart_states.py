@@ -10,6 +10,7 @@ from capvisor.fastpath.machine import NUMBERS, SPECIAL_ROWS
 from capvisor.fastpath.shared import Harts, SharedMemory
 from capvisor.model.machine import Hart
 from capvisor.model.memory import EMPTY, Granule, Memory
+from capvisor.spec.operations import OPERATIONS, OperandKind
 from capvisor.spec.registers import REGISTER_COUNT
 
 Row = tuple[str, Any, Any]
@@ -54,3 +55,24 @@ def of_hart(who: str, hart: Hart, machine: Harts, place: int) -> Iterator[Row]:
         actual = lane_capability(machine, row, place)
         if expected != actual:
             yield f"{who} {name}", f"{describe(expected)} {expected.meta:#x}", f"{describe(actual)} {actual.meta:#x}"
+
+
+# -- operands --------------------------------------------------------------------------------------------------------------
+
+_SCALAR = (OperandKind.SPECIAL_REGISTER, OperandKind.STATUS_REGISTER, OperandKind.QUARTER, OperandKind.MASK)
+"""Operands that are one number for all lanes."""
+
+
+def as_fast(name: str, operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """An instruction's operands as the fast path takes them: immediates as arrays, modulo 2**64."""
+    found: list[Any] = []
+    for kind, value in zip(OPERATIONS[name].operands, operands, strict=True):
+        as_it_is = kind in _SCALAR or kind.is_register or isinstance(value, np.ndarray)
+        found.append(value if as_it_is else np.full(count, value & (1 << 64) - 1, np.uint64))
+    return tuple(found)
+
+
+def rows_of(operands: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+    """Operands lane by lane, as the reference takes them; they are numbers, or arrays of one for each of so many lanes."""
+    columns = [each.tolist() if isinstance(each, np.ndarray) else [each] * count for each in operands]
+    return list(zip(*columns, strict=True)) or [()] * count

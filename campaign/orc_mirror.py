@@ -1,14 +1,14 @@
 """The reference's systems of shared objects, one a lane, and their states in arrays as the fast path has them."""
 
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capvisor.campaign.hart_mirror import NONE, Granules, HartMirror, Log, put, taken
+from capvisor.campaign.hart_mirror import NONE, Granules, HartMirror, put, taken
 from capvisor.campaign.hart_mirror import PARTS as OF_HARTS
+from capvisor.campaign.noted import Log, NotedRows
 from capvisor.campaign.orc_states import THREAD_FIELDS
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.objects import BatchObjects
@@ -28,25 +28,6 @@ PARTS = (*OF_HARTS, "threads", *TABLES)
 Columns = dict[str, NDArray[Any]]
 Tables = dict[str, Columns]
 _THREAD_STATE = attrgetter(*THREAD_FIELDS)
-
-
-class _Noted(Rows):
-    """A table that says what is written to it."""
-
-    def __init__(self, empty: Any, lane: int, log: Log) -> None:
-        super().__init__(empty)
-        self._lane, self._log = lane, log
-
-    def __setitem__(self, number: Any, row: Any) -> None:
-        self.rows[number] = row
-        self._log.append((self._lane, *_flat(number, row)))
-
-    def map(self, function: Callable[[Any, Any], Any]) -> None:
-        for number, row in self.rows.items():
-            changed = function(number, row)
-            if changed != row:
-                # No row is new: what is iterated over stays as large as it was.
-                self[number] = changed
 
 
 def _flat(number: Any, row: Any) -> tuple[int, ...]:
@@ -105,7 +86,7 @@ class Mirror(HartMirror):
 
     def _monitor(self, lane: int) -> ObjectMonitor:
         def make_table(name: str, empty: Any) -> Rows:
-            return _Noted(empty, lane, self._rows[name])
+            return NotedRows(empty, lane, self._rows[name], _flat)
 
         batch: BatchObjects = self.batch
         monitor = _Monitor(

@@ -4,13 +4,13 @@ A move is a few steps, the same in all lanes but for their numbers; now and then
 made in every unit, in an order that is drawn, and most of them again.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from capvisor.campaign.cvm_moves import draw_immediate, instructions_of
+from capvisor.campaign.draw import Draws, make
 from capvisor.campaign.orc_systems import Deployment, Systems
 from capvisor.campaign.systems import exercise
 from capvisor.fastpath.machine import PCC, Indices
@@ -38,60 +38,24 @@ ODD = (0, 1, 2, 3, 8, 15, 63, 1023, 1024, 1025, 1 << 14, 1 << 31, 1 << 32, (1 <<
 SLOTS = 12
 """How many slots a system has. Fewer would often all be taken."""
 
-TURNS_PER_UNIT = 3
-"""How far a unit is taken to get in what comes in turn; all of it is begun with by some unit."""
-
 NEAR_THE_END = 64
 """So many bytes before the end of what it executes a thread goes back to where it began."""
 
 
-class Mover:
+class Mover(Draws):
     """Draws and makes what moves of one unit consist of."""
 
     def __init__(self, rng: np.random.Generator, systems: Systems, hostility: float = 0.6, turn: int = 0) -> None:
         """What comes in turn begins at that turn."""
-        self.rng, self.systems, self.hostility = rng, systems, hostility
-        self._first, self._turns = turn * TURNS_PER_UNIT, Counter[str]()
+        super().__init__(rng, systems.lanes, hostility, turn)
+        self.systems = systems
         self.fmt: CapabilityFormat = systems.format
-        self.granule, self.lanes, self.batch = systems.format.capability_bytes, systems.lanes, systems.batch
+        self.granule, self.batch = systems.format.capability_bytes, systems.batch
         self.word = self.granule // 2
         self.store, self.load = ("csd", "cld") if self.fmt.address_width == 64 else ("csw", "clw")
-        self._everyone = np.arange(self.lanes)
         self._slots = np.arange(self.batch.slot_count, dtype=np.uint64)
 
     # -- drawing -----------------------------------------------------------------------------------------------------------
-
-    def chance(self, probability: float) -> bool:
-        """Once for all lanes."""
-        return bool(self.rng.random() < probability)
-
-    def some(self, probability: float) -> Flags:
-        """Lane by lane."""
-        return self.rng.random(self.lanes, np.float32) < probability
-
-    def one(self, values: Sequence[Any]) -> Any:
-        """One of some values, for all lanes."""
-        return values[int(self.rng.integers(len(values)))]
-
-    def each(self, values: Sequence[int]) -> Words:
-        """One of some values in each lane."""
-        return np.array(values, np.uint64)[self.rng.integers(0, len(values), self.lanes)]
-
-    def mixed(self, one: Words, other: Words, probability: float) -> Words:
-        """The other in some lanes."""
-        return np.where(self.some(probability), other, one)
-
-    def turn(self, what: str) -> int:
-        """A number that counts up, over units too: what comes in turn isn't left to chance."""
-        self._turns[what] += 1
-        return self._first + self._turns[what] - 1
-
-    def among(self, wanted: Flags, otherwise: Words) -> Words:
-        """One of the slots that are wanted, bool[lanes, slots], in each lane; something else where there is none."""
-        scores = self.rng.random(wanted.shape, np.float32) * wanted
-        at = scores.argmax(axis=1)
-        found: Words = np.where(scores[self._everyone, at] > 0, at.astype(np.uint64), otherwise)
-        return found
 
     def slot(self, *kinds: SlotKind, owner: int | None = None, odd: float = 0.04) -> Words:
         """A slot of some kinds in each lane, a tenant's if one is named; any where there is none, and now and then."""
@@ -537,14 +501,7 @@ class Mover:
 
     def make(self, count: int) -> None:
         """Make so many moves, or as many as it takes until all lanes differ."""
-        moves = self.moves()
-        weights = np.array([weight for _move, weight in moves])
-        others = max(0, count - len(moves))
-        chosen = [*range(len(moves)), *self.rng.choice(len(moves), others, p=weights / weights.sum()).tolist()]
-        for place in self.rng.permutation(len(chosen))[:count].tolist():
-            moves[chosen[place]][0]()
-            if not self.systems.alive.any():
-                break
+        make(self.order(self.moves(), count), self.systems.alive.any)
 
 
 def play(

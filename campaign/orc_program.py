@@ -1,28 +1,26 @@
 """A lane of a campaign of shared objects as a program: its events replayed, made fewer, and written down."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from capvisor.campaign.orc_systems import ERRORS, Deployment, Systems, name_of
-from capvisor.campaign.steps import StepReduction
-from capvisor.campaign.systems import CrashError
+from capvisor.campaign.orc_systems import Deployment, Systems, name_of
+from capvisor.campaign.programs import Programs, Written, with_operand
+from capvisor.campaign.systems import ERRORS, CrashError
 from capvisor.dsl.orc_layout import KINDS, MEMORY_BASE
 from capvisor.dsl.orc_watch import OrcWatch, agent_text
 from capvisor.dsl.printer import instruction_of, print_instruction
+from capvisor.dsl.system_kinds import ORC
 from capvisor.model import object_system
 from capvisor.model.memory import Memory
 from capvisor.model.object_operations import perform
 from capvisor.model.object_tables import TenantThread
 from capvisor.model.objects import ObjectMonitor
 from capvisor.spec.formats import CapabilityFormat
-from capvisor.spec.object_policy import INTENDED, OBJECT_GUARDS, OBJECT_POLICIES, ObjectPolicy
+from capvisor.spec.object_policy import ObjectPolicy
 from capvisor.spec.orc import OPERATIONS, SHAPE, Code, OperandKind
-from capvisor.spec.orc_invariants import ORC_INVARIANTS, Step
-
-MOST_REPLAYS, MOST_PAIRS = 600, 200
-"""How often a program is tried with something left out: on the reference, and on both implementations, which is slower."""
+from capvisor.spec.orc_invariants import Step
 
 BASE = "base"
 IDENTITY = "identity"
@@ -45,29 +43,15 @@ class LaneEvent(NamedTuple):
     operands: tuple[Any, ...]
 
 
-def events_of(systems: Systems, lane: int, count: int) -> list[LaneEvent]:
-    """What the first events of a campaign were in one lane."""
-    found, threads = [], systems.monitors[lane].threads
-    for event in systems.events[:count]:
-        if event.lanes[lane]:
-            operands = tuple(int(each[lane]) if isinstance(each, np.ndarray) else each for each in event.operands)
-            agent = None
-            if event.threads is not None:
-                thread = threads[int(event.threads[lane])]
-                agent = Agent(thread.tenant, thread.place)
-            found.append(LaneEvent(event.kind, agent, event.name, operands))
-    return found
-
-
-# -- replays ---------------------------------------------------------------------------------------------------------------
-
-
 class Case(NamedTuple):
     """A system with what is done in it."""
 
     format: CapabilityFormat
     deployment: Deployment
     events: tuple[LaneEvent, ...]
+
+
+# -- replays ---------------------------------------------------------------------------------------------------------------
 
 
 class Player(Protocol):
@@ -181,147 +165,96 @@ def _operand(event: LaneEvent, kind: OperandKind, value: Any) -> str:
     return hex(value) if kind is OperandKind.IDENTITY or value >> 32 else str(value)
 
 
-# -- failing programs ------------------------------------------------------------------------------------------------------
+# -- programs --------------------------------------------------------------------------------------------------------------
 
 
-class Failing:
-    """Whether programs fail in one way: an invariant that the last step violates, a difference after it, or a crash."""
+class OrcPrograms(Programs[Case]):
+    """What may be left out of a system of shared objects, and how it is said."""
 
-    def __init__(self, policy: ObjectPolicy, what: str) -> None:
-        self._policy, self._what = policy, what
-        self.is_invariant = what in ORC_INVARIANTS
+    kind = ORC
+    most_replays = 600
 
-    def __call__(self, case: Case) -> bool:
-        return self._violates(case) if self.is_invariant else self._differs(case)
+    def case_of(self, systems: Systems, start: Deployment, lane: int, count: int) -> Case:
+        found, threads = [], systems.monitors[lane].threads
+        for event in systems.events[:count]:
+            if event.lanes[lane]:
+                operands = tuple(int(each[lane]) if isinstance(each, np.ndarray) else each for each in event.operands)
+                agent = None
+                if event.threads is not None:
+                    thread = threads[int(event.threads[lane])]
+                    agent = Agent(thread.tenant, thread.place)
+                found.append(LaneEvent(event.kind, agent, event.name, operands))
+        return Case(systems.format, start, tuple(found))
 
-    def _violates(self, case: Case) -> bool:
-        """Whatever the last step violates, be it for the first time or not."""
-        violated = set[str]()
+    def violated(self, policy: ObjectPolicy, case: Case, *, only_last: bool = False) -> Iterator[set[str]]:
+        watch, violated = OrcWatch(), set[str]()
 
         def look(step: Step) -> None:
-            violated.update(found.invariant for found in OrcWatch().violated(step))
+            # Of the last event alone, whatever it violates, be it for the first time or not.
+            seen = OrcWatch() if only_last else watch
+            violated.update(found.invariant for found in seen.violated(step))
 
-        player = OnReference(case, self._policy, None if case.events else look)
+        player = OnReference(case, policy, None if only_last and case.events else look)
         replay = Replay(player)
-        if not all(replay.execute(event) for event in case.events[:-1]):
-            return False
-        player.watch = look
-        return all(replay.execute(event) for event in case.events[-1:]) and self._what in violated
+        yield set(violated)
+        for left, event in zip(range(len(case.events))[::-1], case.events, strict=True):
+            violated.clear()
+            player.watch = None if only_last and left else look
+            if not replay.execute(event):
+                return
+            yield set(violated)
 
-    def _differs(self, case: Case) -> bool:
-        both = OnBoth(case, self._policy)
+    def on_both(self, policy: ObjectPolicy, case: Case) -> Systems | None:
+        both = OnBoth(case, policy)
         replay = Replay(both)
         try:
             if not all(replay.execute(event) for event in case.events):
-                return False
+                return None
         except CrashError:
             pass
-        found, last = both.systems.found, len(both.systems.events)
-        return len(replay.lines) == len(case.events) and any(
-            each.what == self._what and each.events == last for each in found
-        )
+        return both.systems if len(replay.lines) == len(case.events) else None
 
-    def up_to_the_first(self, case: Case) -> Case:
-        """The events up to the first that fails."""
-        if not self.is_invariant:
-            return case
+    def prepared(self, policy: ObjectPolicy, case: Case) -> Case:
+        """The same case with what stands for identities, where they are the objects' own."""
+        replay, events = Replay(OnReference(case, policy)), []
+        for event in case.events:
+            events.append(replay.named(event))
+            try:
+                replay.execute(event)
+            except ERRORS:
+                # The reference ends there, which is what was found.
+                break
+        return case._replace(events=(*events, *case.events[len(events) :]))
+
+    def agent_of(self, event: LaneEvent) -> str:
+        return "" if event.agent is None else str(event.agent)
+
+    def simpler(self, event: LaneEvent) -> Iterable[LaneEvent]:
+        """The event with one of its numbers 0 or 1."""
+        if event.kind == "instruction" and event.name != "li":
+            return
+        for place, value in enumerate(event.operands):
+            if isinstance(value, int) and value > 1 and not (event.name == "li" and place == 0):
+                for number in (0, 1):
+                    yield event._replace(operands=with_operand(event.operands, place, number))
+
+    def plainer(self, case: Case) -> Iterator[Case]:
+        """The same events with a tenant less, if it does nothing."""
+        fewer = case.deployment.tenants - 1
+        if fewer and all(event.agent is None or event.agent.tenant <= fewer for event in case.events):
+            yield case._replace(deployment=case.deployment._replace(tenants=fewer))
+
+    def written(self, policy: ObjectPolicy, case: Case) -> Written:
         watch, violated = OrcWatch(), set[str]()
-        player = OnReference(
-            case, self._policy, lambda step: violated.update(found.invariant for found in watch.violated(step))
-        )
+        player = OnReference(case, policy, lambda step: violated.update(found.invariant for found in watch.violated(step)))
         replay = Replay(player)
-        for count, event in enumerate(case.events):
-            if self._what in violated:
-                return case._replace(events=case.events[:count])
-            replay.execute(event)
-        return case
+        for event in case.events:
+            try:
+                replay.execute(replay.named(event))
+            except ERRORS:
+                # The reference ends there, which is what was found.
+                break
+        return Written(case.deployment.text(case.format, self.policy_items(policy)), replay.lines, violated)
 
 
-# -- small programs --------------------------------------------------------------------------------------------------------
-
-
-def reduced(policy: ObjectPolicy, case: Case, what: str) -> tuple[Case, int] | None:
-    """A smaller case that fails in the same way, and how many were tried; None where this one doesn't by itself."""
-    fails = Failing(policy, what)
-    case = _named(policy, case)
-    if not fails(case):
-        return None
-    small, tried, most = case, 0, MOST_REPLAYS if fails.is_invariant else MOST_PAIRS
-    before: Case | None = None
-    while small != before and tried < most:
-        before = small
-
-        def still_fails(events: Sequence[LaneEvent], whole: Case = small) -> bool:
-            return fails(whole._replace(events=tuple(events)))
-
-        reduction = StepReduction(small.events, still_fails, most - tried, _dropped_with, _simpler)
-        small = fails.up_to_the_first(small._replace(events=tuple(reduction.run())))
-        tried += reduction.tried
-        small, count = _with_less(small, fails, most - tried)
-        tried += count
-    return small, tried
-
-
-def _named(policy: ObjectPolicy, case: Case) -> Case:
-    """The same case with what stands for identities, where they are the objects' own."""
-    replay, events = Replay(OnReference(case, policy)), []
-    for event in case.events:
-        events.append(replay.named(event))
-        try:
-            replay.execute(event)
-        except ERRORS:
-            # The reference ends there, which is what was found.
-            break
-    return case._replace(events=(*events, *case.events[len(events) :]))
-
-
-def _dropped_with(event: LaneEvent) -> str:
-    return "" if event.agent is None else str(event.agent)
-
-
-def _simpler(event: LaneEvent) -> Iterable[LaneEvent]:
-    """The event with one of its numbers 0 or 1."""
-    if event.kind == "instruction" and event.name != "li":
-        return
-    for place, value in enumerate(event.operands):
-        if isinstance(value, int) and value > 1 and not (event.name == "li" and place == 0):
-            for number in (0, 1):
-                yield event._replace(operands=(*event.operands[:place], number, *event.operands[place + 1 :]))
-
-
-def _with_less(case: Case, fails: Failing, most: int) -> tuple[Case, int]:
-    """The same events in a system with fewer tenants, and how many were tried."""
-    tried = 0
-    while case.deployment.tenants > 1 and tried < most:
-        other = case._replace(deployment=case.deployment._replace(tenants=case.deployment.tenants - 1))
-        tried += 1
-        if not all(
-            event.agent is None or event.agent.tenant <= other.deployment.tenants for event in case.events
-        ) or not fails(other):
-            break
-        case = other
-    return case, tried
-
-
-def program(policy: ObjectPolicy, case: Case) -> list[str]:
-    """The events as the lines of a program, which says what it violates."""
-    watch, violated = OrcWatch(), set[str]()
-    player = OnReference(case, policy, lambda step: violated.update(found.invariant for found in watch.violated(step)))
-    replay = Replay(player)
-    for event in case.events:
-        try:
-            replay.execute(replay.named(event))
-        except ERRORS:
-            # The reference ends there, which is what was found.
-            break
-    names = [name for name in ORC_INVARIANTS if name in violated]
-    expected = [f"expect violates {', '.join(names)}"] if names else []
-    return [case.deployment.text(case.format, _policy(policy)), *expected, *replay.lines]
-
-
-def _policy(policy: ObjectPolicy) -> list[str]:
-    """The policy, as items of a system."""
-    for name, preset in OBJECT_POLICIES.items():
-        if preset == policy:
-            return [] if policy == INTENDED else [f"policy {name}"]
-    return [f"policy without {guard}" for guard in OBJECT_GUARDS if not getattr(policy, guard)]
+PROGRAMS = OrcPrograms()

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from capvisor.campaign.hart_states import as_fast, rows_of
 from capvisor.campaign.orc_mirror import Mirror
 from capvisor.campaign.orc_oracles import Oracles, Taken
 from capvisor.campaign.orc_states import differences
-from capvisor.campaign.systems import CRASHES, DIFFERS, MOST_DETAILS, CrashError, Found
+from capvisor.campaign.systems import CRASHES, DIFFERS, ERRORS, MOST_DETAILS, CrashError, Found
 from capvisor.dsl.orc_layout import MEMORY_BASE
 from capvisor.fastpath import object_operations as _kernels  # declares the kernels
 from capvisor.fastpath.machine import Indices
@@ -23,19 +24,11 @@ from capvisor.fastpath.workspace import Causes, Flags, Words
 from capvisor.model.object_operations import perform
 from capvisor.spec.formats import CapabilityFormat
 from capvisor.spec.object_policy import INTENDED, ObjectPolicy
-from capvisor.spec.operations import OPERATIONS as INSTRUCTIONS
-from capvisor.spec.operations import OperandKind
 from capvisor.spec.orc import NOBODY, SHAPE, Code
 from capvisor.spec.orc_invariants import ORC_INVARIANTS
 from capvisor.spec.traps import CAUSES_BY_NUMBER
 
 assert _kernels
-
-_SCALAR = (OperandKind.SPECIAL_REGISTER, OperandKind.STATUS_REGISTER, OperandKind.QUARTER, OperandKind.MASK)
-"""Operands that are one number for all lanes."""
-
-ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What an implementation may end with."""
 
 
 class Deployment(NamedTuple):
@@ -150,8 +143,7 @@ class Systems:
         if not len(chosen):
             return
         own = tuple(each[chosen] if isinstance(each, np.ndarray) else each for each in operands)
-        columns = [each.tolist() if isinstance(each, np.ndarray) else [each] * len(chosen) for each in own]
-        rows = list(zip(*columns, strict=True)) or [()] * len(chosen)
+        rows = rows_of(own, len(chosen))
         self.events.append(Event("instruction", name, operands, threads, able))
         harts, mirror, monitors, causes = self.harts_of(threads)[chosen], self.mirror, self.monitors, []
         lane = -1
@@ -166,19 +158,11 @@ class Systems:
                 mirror.note_hart(place, thread.hart)
         except ERRORS as error:
             self._crashed("reference", lane, error)
-        found: Causes = self._fast(chosen, self.batch.step, harts, name, self._as_fast(name, own, len(chosen)))
+        found: Causes = self._fast(chosen, self.batch.step, harts, name, as_fast(name, own, len(chosen)))
         expected = np.array(causes, np.uint8)
         self._count(name, self.counts.causes, expected)
         # Of what traps, both have to say why.
         self._judge("instruction", name, chosen, harts, own, expected, found)
-
-    def _as_fast(self, name: str, operands: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-        """Operands as the fast path takes them: immediates as arrays, modulo 2**64."""
-        found: list[Any] = []
-        for kind, value in zip(INSTRUCTIONS[name].operands, operands, strict=True):
-            as_it_is = kind in _SCALAR or kind.is_register or isinstance(value, np.ndarray)
-            found.append(value if as_it_is else np.full(count, value & (1 << 64) - 1, np.uint64))
-        return tuple(found)
 
     def operation(
         self, threads: Indices | None, name: str, operands: Sequence[Words | int], lanes: Flags | None = None

@@ -1,4 +1,4 @@
-"""What campaigns are about: one hart's programs, systems of cVMs, translation pass-through, shared objects, or a VMM.
+"""What campaigns are about: one hart's programs, systems of cVMs, translation pass-through, shared objects, a VMM, or all.
 
 The rest of a campaign doesn't depend on it.
 
@@ -8,8 +8,9 @@ must put to the test. Another monitor becomes a subject in these steps:
 1. A pair of implementations that executes events in many lanes and compares whole states: as `campaign.cvm_systems` does,
    with a mirror of the reference (`cvm_mirror`) and, for invariants as oracles, predicates on arrays (`cvm_oracles`).
 2. Moves that are drawn (`cvm_moves`), and a drill that makes every call and has it refused in every way (`cvm_drill`).
-3. A replay of one lane's events that writes the lines of a program (`cvm_program`); `campaign.steps` makes them fewer.
-4. A unit: a function from `campaign.unit.Work` to an `Outcome`, whose failures are `SystemFailure`s; and a row here.
+3. What its programs are: how one lane's events are taken once more, made fewer and written down (`cvm_program`, as
+   `campaign.programs` says).
+4. What its campaign is (`cvm`, as `campaign.system_campaign` says), and a row here.
 
 Seeds, rounds, workers, the corpus, reports, JUnit, SARIF, the history and files of findings are the same for all.
 """
@@ -18,18 +19,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from capvisor.campaign import cvm, findings, orc, tpt, vmm
+from capvisor.campaign import cvm, findings, orc, stack, tpt, vmm
 from capvisor.campaign.findings import AnyFinding
 from capvisor.campaign.recipes import PROFILES
+from capvisor.campaign.system_campaign import SystemCampaign
 from capvisor.campaign.systems import SystemWork
 from capvisor.campaign.unit import LANES, WIDE_LANES, Outcome, Work
 from capvisor.campaign.unit import perform as perform_hart
-from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import FORMATS
 from capvisor.spec.invariants import INVARIANTS
-from capvisor.spec.orc_invariants import ORC_INVARIANTS
-from capvisor.spec.tpt_invariants import TPT_INVARIANTS
-from capvisor.spec.vmm_invariants import VMM_INVARIANTS
 
 if TYPE_CHECKING:
     from capvisor.campaign.engine import Report
@@ -91,14 +89,15 @@ def _lanes_of_a_hart(compare: bool) -> int:
 HARTS = Subject(perform_hart, _lanes_of_a_hart, _weaknesses_of_a_hart, findings.finding_of, INVARIANTS)
 
 
-def _systems(module: Any, invariants: Mapping[str, Any], *, has_formats: bool = True) -> Subject:
+def _systems(module: Any, *, has_formats: bool = True) -> Subject:
     """The subject of campaigns that a module has, of which a program is a system."""
+    campaign: SystemCampaign = module.CAMPAIGN
     return Subject(
-        module.perform,
+        campaign.perform,
         lambda _compare: int(module.LANES),
-        module.weaknesses,
-        module.finding_of,
-        invariants,
+        campaign.weaknesses,
+        campaign.finding_of,
+        campaign.invariants,
         SystemWork,
         True,
         has_formats,
@@ -106,10 +105,11 @@ def _systems(module: Any, invariants: Mapping[str, Any], *, has_formats: bool = 
 
 
 SYSTEMS: dict[str, Subject] = {
-    cvm.PROFILE: _systems(cvm, CVM_INVARIANTS),
-    tpt.PROFILE: _systems(tpt, TPT_INVARIANTS, has_formats=False),
-    orc.PROFILE: _systems(orc, ORC_INVARIANTS),
-    vmm.PROFILE: _systems(vmm, VMM_INVARIANTS, has_formats=False),
+    cvm.PROFILE: _systems(cvm),
+    tpt.PROFILE: _systems(tpt, has_formats=False),
+    orc.PROFILE: _systems(orc),
+    vmm.PROFILE: _systems(vmm, has_formats=False),
+    stack.PROFILE: _systems(stack, has_formats=False),
 }
 """Subjects of which a program is a system, by the profile's name."""
 

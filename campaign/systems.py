@@ -1,13 +1,13 @@
 """What campaigns of systems of all kinds share: units, what is found in a lane, and findings."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from capvisor.campaign.findings import file_name, rule_of
 from capvisor.campaign.unit import Work
-from capvisor.dsl.system_kinds import DEFAULT_POLICY
+from capvisor.dsl.system_kinds import DEFAULT_POLICY, SYSTEM_KINDS
 
 
 class Found(NamedTuple):
@@ -33,16 +33,26 @@ class CrashError(Exception):
     """The fast path has ended with an error."""
 
 
-class Exercised(Protocol):
-    """Systems of both implementations."""
+ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What an implementation may end with."""
 
-    found: list[Found]
+
+class Compared(Protocol):
+    """Systems in both implementations, one for each lane."""
+
+    @property
+    def events(self) -> Sequence[Any]:
+        """What was done, each with `lanes`, which took part in it."""
+
+    @property
+    def found(self) -> list[Found]:
+        """What went wrong, in the order in which it did."""
 
     def finish(self) -> None:
         """To be called at the end."""
 
 
-def exercise(systems: Exercised, moves: Callable[[], None]) -> None:
+def exercise(systems: Compared, moves: Callable[[], None]) -> None:
     """Make moves, until the fast path ends with an error; it is among what was found."""
     # A unit makes many small tuples, none of them in a cycle.
     collecting = gc.isenabled()
@@ -71,20 +81,19 @@ class SystemWork(Work):
 class SystemFailure:
     """A step of a system that went wrong, and everything that was done in its lane up to it."""
 
+    profile: str
+    """The kind of system."""
     kind: str
     """`breaks` an invariant, `differs` from the reference, or `crashes`."""
     what: str
     """The invariant, the part of the state that differs, or the error."""
     step: str
     """The instruction, call or operation."""
-    events: tuple[Any, ...]
-    format: str
+    case: Any
     policy: str
     shard: int
     lane: int
     details: tuple[str, ...]
-    start: Any = None
-    """What the system is at the start, if that isn't always the same."""
 
     @property
     def signature(self) -> str:
@@ -97,15 +106,11 @@ class SystemFinding:
     """A failure of a system as small as it could be made."""
 
     failure: SystemFailure
-    events: tuple[Any, ...]
     lines: tuple[str, ...]
     """The program that shows it."""
     shrunk: bool
     """Whether it fails on its own, so that it could be made smaller."""
     tried: int = 0
-
-    profile: ClassVar[str] = ""
-    invariants: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def signature(self) -> str:
@@ -120,22 +125,27 @@ class SystemFinding:
     @property
     def name(self) -> str:
         """The name of its file."""
-        return file_name(f"{self.profile} {self.signature}", self.lines)
+        return file_name(f"{self.failure.profile} {self.signature}", self.lines)
 
     @property
     def title(self) -> str:
         """What went wrong, in a line."""
         failure = self.failure
         if failure.kind == "breaks":
-            return f"`{failure.step}` violates {failure.what}, {self.invariants[failure.what].title}"
+            return f"`{failure.step}` violates {failure.what}, {self._invariants[failure.what].title}"
         if failure.kind == CRASHES:
-            return f"`{failure.step}` ends the fast path with {failure.what}"
+            who, _space, error = failure.what.rpartition(" ")
+            return f"`{failure.step}` ends the {who or 'fast path'} with {error}"
         return f"`{failure.step}`: the implementations differ in {failure.what}"
 
     @property
     def rule(self) -> tuple[str, str]:
         """What kind of failure it is."""
-        return rule_of(self.failure.kind, self.failure.what, self.invariants)
+        return rule_of(self.failure.kind, self.failure.what, self._invariants)
+
+    @property
+    def _invariants(self) -> Mapping[str, Any]:
+        return SYSTEM_KINDS[self.failure.profile].invariants
 
     @property
     def steps(self) -> tuple[str, ...]:

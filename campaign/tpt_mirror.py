@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capvisor.campaign.cvm_mirror import TableMirror
+from capvisor.campaign.noted import Log, NotedMemory, NotedTable
 from capvisor.campaign.tpt_states import copy_state, tables_of
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.tpt import BatchSystem, mapping_numbers
@@ -24,7 +25,6 @@ from capvisor.model.tpt import FrameRow, Mapping, Swap, System, Vcpu, Vm
 from capvisor.spec.paging import FREE, Entry
 from capvisor.spec.tpt import CACHE_SLOTS, TLB_SLOTS
 
-Log = list[tuple[Any, ...]]
 Columns = dict[str, NDArray[Any]]
 
 _ROWS: dict[str, tuple[Any, int]] = {
@@ -55,31 +55,6 @@ Changes = dict[str, tuple[Indices, ...]]
 """By part, the rows that a step of the reference has written: lanes, and keys. `runs` are vCPUs that run for others now."""
 
 
-class _Noted(dict[Any, Any]):
-    """A table that says what is written to it: `model.tables.Rows`, looked up as quickly as a dict is."""
-
-    def __init__(self, empty: Any, lane: int, log: Log) -> None:
-        super().__init__()
-        self._empty, self._lane, self._log = empty, lane, log
-
-    def __missing__(self, _number: Any) -> Any:
-        return self._empty
-
-    def __setitem__(self, number: Any, row: Any) -> None:
-        if self.get(number) is not row:
-            super().__setitem__(number, row)
-            self._log.append((self._lane, number, row))
-
-    @property
-    def rows(self) -> dict[Any, Any]:
-        """All rows that were ever written."""
-        return self
-
-    def map(self, function: Any) -> None:
-        for number, row in list(self.items()):
-            self[number] = function(number, row)
-
-
 class _NotedWords(SparseWords):
     """Frames that say what is written to them: words, and whole frames by where their content is from."""
 
@@ -100,25 +75,6 @@ class _NotedWords(SparseWords):
     def copy(self, target: int, store: SparseWords, source: int) -> None:
         super().copy(target, store, source)
         self.frame_log.append((self.lane, target, cast(_NotedWords, store).name, source))
-
-
-class WrittenWords:
-    """The fast path's memory, which says where it is written; what is read is a copy."""
-
-    def __init__(self, words: Words) -> None:
-        self.array, self.shape = words, words.shape
-        self.written: list[tuple[NDArray[Any], ...]] = []
-        """Lanes and frames, or lanes, frames and words."""
-
-    def __getitem__(self, place: Any) -> Words:
-        found: Words = self.array[place]
-        return found if found.base is None else found.copy()
-
-    def __setitem__(self, place: Any, values: Any) -> None:
-        if not (isinstance(place, tuple) and len(place) in (2, 3) and all(isinstance(each, np.ndarray) for each in place)):
-            raise TypeError(f"memory is written by arrays of lanes, frames and words, not by {place!r}")
-        self.array[place] = values
-        self.written.append(place)
 
 
 def _numbers(rows: Iterable[Sequence[Any]], width: int, count: int) -> Words:
@@ -154,7 +110,7 @@ class Mirror:
         """How many rows, words and whole frames the reference has written, by part."""
 
     def _watch_memory(self) -> None:
-        self._watched = {name: WrittenWords(getattr(self.batch, name)) for name in STORES}
+        self._watched = {name: NotedMemory(getattr(self.batch, name)) for name in STORES}
         for name, watched in self._watched.items():
             setattr(self.batch, name, watched)
 
@@ -166,10 +122,10 @@ class Mirror:
             store = stores[name] = _NotedWords(frames)
             store.lane, store.name, store.log, store.frame_log = lane, name, self._words[name], self._frames[name]
         tags: Any = TagTable(batch.frame_count)
-        tags.tags, tags.large = _Noted(FREE, lane, logs["tags"]), _Noted(False, lane, logs["large"])
+        tags.tags, tags.large = NotedTable(FREE, lane, logs["tags"]), NotedTable(False, lane, logs["large"])
 
         def make_table(name: str, empty: Any) -> Any:
-            table = _Noted(empty, lane, logs[name])
+            table = NotedTable(empty, lane, logs[name])
             # Slots are looked up at every access: none of them is missing.
             dict.update(table, dict.fromkeys(slots.get(name, ()), empty))
             return table

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from capvisor.campaign.draw import Draws, make
 from capvisor.campaign.systems import exercise
 from capvisor.campaign.tpt_systems import Begun, Size, Systems
 from capvisor.dsl.parser import parse
@@ -96,17 +97,16 @@ def draw_deployment(rng: np.random.Generator, is_large: bool) -> Deployment:
     return Deployment(SMALL_FRAMES, levels, 2, tuple(guests))
 
 
-class Mover:
+class Mover(Draws):
     """Makes moves of well-behaved and hostile guests, processors, devices and the host."""
 
     def __init__(
         self, rng: np.random.Generator, systems: Systems, deployment: Deployment, hostility: float, turn: int
     ) -> None:
-        self.rng, self.systems, self.hostility = rng, systems, hostility
-        self.lanes, self.size, self.levels = systems.lanes, systems.size, deployment.levels
+        super().__init__(rng, systems.lanes, hostility)
+        self.systems, self.size, self.levels = systems, systems.size, deployment.levels
         self.is_large = self.size.frames > WORDS_PER_FRAME
         self._turn = turn
-        self._everyone = np.arange(self.lanes)
         self._pages = (0, 1, 2, 4, 507, 511) if self.is_large else (0, 0, 1, 1, 2, 3, 4, 511)
         self.roots = np.zeros((self.lanes, FIRST_VM + MAX_VMS), np.uint64)
         """Of each VM, the frame that holds its best table of the highest level."""
@@ -119,30 +119,6 @@ class Mover:
 
     # -- drawing -----------------------------------------------------------------------------------------------------------
 
-    def chance(self, probability: float) -> bool:
-        """Once for all lanes."""
-        return bool(self.rng.random() < probability)
-
-    def some(self, probability: float) -> Flags:
-        """Lane by lane."""
-        return self.rng.random(self.lanes, np.float32) < probability
-
-    def one(self, values: Sequence[Any]) -> Any:
-        """One of some values, for all lanes."""
-        return values[int(self.rng.integers(len(values)))]
-
-    def each(self, values: Sequence[int]) -> Words:
-        """One of some values in each lane."""
-        return np.array(values, np.uint64)[self.rng.integers(0, len(values), self.lanes)]
-
-    def below(self, count: int) -> Words:
-        """A number less than that in each lane."""
-        return self.rng.integers(0, count, self.lanes).astype(np.uint64)
-
-    def mixed(self, one: Words, other: Words, probability: float) -> Words:
-        """The other in some lanes."""
-        return np.where(self.some(probability), other, one)
-
     def vcpu(self) -> Words:
         return self.below(self.size.vcpus)
 
@@ -152,9 +128,7 @@ class Mover:
         if self.is_large:
             found = self.mixed(found, self.each([0, 4, 5, 511, 512, 513, 522, 523]), 0.6)
         if wanted is not None:
-            scores = self.rng.random(wanted.shape, np.float32) * wanted
-            at = scores.argmax(axis=1)
-            found = np.where(scores[self._everyone, at] > 0, at.astype(np.uint64), found)
+            found = self.among(wanted, found)
         return self.mixed(found, self.each([self.size.frames, self.size.frames + 1, *ODD_NUMBERS]), odd)
 
     def owned(self, vm: Words | None = None) -> NDArray[np.bool_]:
@@ -488,14 +462,7 @@ class Mover:
 
     def make(self, count: int) -> None:
         """Make so many moves, or as many as it takes until all lanes differ."""
-        moves = self.moves()
-        weights = np.array([weight for _move, weight in moves])
-        others = max(0, count - len(moves))
-        chosen = [*range(len(moves)), *self.rng.choice(len(moves), others, p=weights / weights.sum()).tolist()]
-        for place in self.rng.permutation(len(chosen))[:count].tolist():
-            moves[chosen[place]][0]()
-            if not self.systems.alive.any():
-                break
+        make(self.order(self.moves(), count), self.systems.alive.any)
 
 
 def play(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from capvisor.campaign.noted import as_columns
 from capvisor.campaign.systems import CRASHES, DIFFERS, MOST_DETAILS, CrashError, Found
 from capvisor.campaign.tpt_mirror import Mirror
 from capvisor.campaign.tpt_oracles import TOUCH_KINDS, Oracles, Taken
@@ -198,9 +199,9 @@ class Systems:
             return
         taken = taken._replace(code=code, fault=fault, frame=frame, level=np.array(ends.level, np.uint64))
         taken = taken._replace(
-            touches=_log(Touch, ends.logs[0], ends.until[0], _kind_numbers),
-            retags=_log(Retag, ends.logs[1], ends.until[1]),
-            handled=_log(Handled, ends.logs[2], ends.until[2]),
+            touches=as_columns(Touch, [(_KIND_NUMBERS[row[0]], *row[1:]) for row in ends.logs[0]], ends.until[0]),
+            retags=as_columns(Retag, ends.logs[1], ends.until[1]),
+            handled=as_columns(Handled, ends.logs[2], ends.until[2]),
         )
         for invariant, lanes in self.oracles.judge(taken, changes):
             known = self._violated.setdefault(invariant, np.zeros(self.lanes, np.bool_))
@@ -242,17 +243,3 @@ def _text(kind: Any, number: int) -> str:
 
 
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(TOUCH_KINDS)}
-
-
-def _kind_numbers(rows: list[Any]) -> list[Any]:
-    return [(_KIND_NUMBERS[row[0]], *row[1:]) for row in rows]
-
-
-def _log(row: Any, rows: list[Any], until: list[int], prepare: Any = None) -> dict[str, Words]:
-    """What was noted in some lanes, as columns; `at` says in which of them, counted from 0."""
-    if not rows:
-        return {}
-    flat: Words = np.array(rows if prepare is None else prepare(rows), np.uint64)
-    found: dict[str, Words] = dict(zip(row._fields, flat.T, strict=True))
-    found["at"] = np.repeat(np.arange(len(until), dtype=np.uint64), np.diff(until, prepend=0))
-    return found

@@ -182,6 +182,7 @@ def moving() -> Script:
     yield from (("begin_move", ()), ("begin_move", ()))
     yield from (("send", (frame,)) for frame in (1, FIRST, 1 << 30))
     yield "dma_write", (NIC, TABLE, 9)
+    yield from (*_command(READ, PLAIN), ("stop", ()), _in(Register.DATA))
     yield from (("stop", ()), ("dma_write", (NIC, TABLE, 8)), ("hand_over", ()))
     yield from [("send_next", ())] * (TINY_FRAMES + 1)
     yield "hand_over", ()

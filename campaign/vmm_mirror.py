@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from capvisor.campaign.noted import Log, NotedMemory, NotedTable
 from capvisor.campaign.vmm_states import DENSE, KEYED, NUMBERS, PARTS, STORES, columns_of, load, tables_of
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.tables import Table
@@ -18,55 +19,9 @@ from capvisor.fastpath.vmm import BatchVmm
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.model.vmm import System
 
-Log = list[tuple[int, Any, Any]]
-"""What was written: lanes, keys and rows."""
 Columns = dict[str, NDArray[Any]]
 Changes = dict[str, tuple[Indices, ...]]
 """By part, the rows that a step of the reference has written: lanes, and keys."""
-
-
-class _Noted(dict[Any, Any]):
-    """A table that says what is written to it: `model.tables.Rows`, looked up as quickly as a dict is."""
-
-    def __init__(self, empty: Any, lane: int, log: Log) -> None:
-        super().__init__()
-        self._empty, self._lane, self._log = empty, lane, log
-
-    def __missing__(self, _number: Any) -> Any:
-        return self._empty
-
-    def __setitem__(self, number: Any, row: Any) -> None:
-        if self.get(number) is not row:
-            super().__setitem__(number, row)
-            self._log.append((self._lane, number, row))
-
-    @property
-    def rows(self) -> dict[Any, Any]:
-        """All rows that were ever written."""
-        return self
-
-    def map(self, function: Any) -> None:
-        for number, row in list(self.items()):
-            self[number] = function(number, row)
-
-
-class WrittenBlocks:
-    """The fast path's memory, which says where it is written; what is read is a copy."""
-
-    def __init__(self, words: Words) -> None:
-        self.array, self.shape = words, words.shape
-        self.written: list[tuple[Indices, Indices]] = []
-        """Lanes and addresses."""
-
-    def __getitem__(self, place: Any) -> Words:
-        found: Words = self.array[place]
-        return found if found.base is None else found.copy()
-
-    def __setitem__(self, place: Any, values: Any) -> None:
-        if not (isinstance(place, tuple) and len(place) == 2 and all(isinstance(each, np.ndarray) for each in place)):
-            raise TypeError(f"memory is written by arrays of lanes and addresses, not by {place!r}")
-        self.array[place] = values
-        self.written.append(place)
 
 
 class _KeyedMirror:
@@ -77,11 +32,11 @@ class _KeyedMirror:
         self.lost = np.zeros(lanes, np.bool_)
         """Lanes with something in a row that the fast path has not."""
 
-    def write(self, table: Table, lanes: Indices, numbers: Words, columns: dict[str, Words]) -> Words:
-        """Write some columns of rows; what the first of them was before."""
+    def write(self, table: Table, lanes: Indices, numbers: Words, columns: dict[str, Words]) -> tuple[Words, ...]:
+        """Write some columns of rows; what they were before."""
         self._grow(table)
         at = table.find(lanes, numbers)
-        before: Words = self.columns[next(iter(columns))][lanes, at]
+        before = tuple(self.columns[name][lanes, at] for name in columns)
         missing = at == 0
         if missing.any():
             something = np.logical_or.reduce([column != 0 for column in columns.values()])
@@ -136,13 +91,15 @@ class Mirror:
         self._logs: dict[str, Log] = {name: [] for name in PARTS}
         self.noted: tuple[list[Any], list[Any]] = ([], [])
         """What all models touch, and what sectors their devices move, one after the other."""
-        self.before: dict[str, Words] = {}
-        """What rows that the last step has written were before it, of memory and of what is by numbers in the fast path."""
+        self.before: dict[str, tuple[Words, ...]] = {}
+        """What rows that the last step has written were before it, of memory and of what is by numbers in the fast path, by
+        columns.
+        """
         self.changed = dict.fromkeys(PARTS, 0)
         """How many rows and blocks the reference has written, by part."""
 
     def _watch_memory(self) -> None:
-        self._watched = {name: WrittenBlocks(getattr(self.batch, name)) for name in STORES}
+        self._watched = {name: NotedMemory(getattr(self.batch, name)) for name in STORES}
         for name, watched in self._watched.items():
             setattr(self.batch, name, watched)
 
@@ -150,7 +107,7 @@ class Mirror:
         batch, logs = self.batch, self._logs
 
         def make_table(name: str, empty: Any) -> Any:
-            return _Noted(empty, lane, logs[name])
+            return NotedTable(empty, lane, logs[name])
 
         region = batch.region_first, batch.region_behind
         model = System(batch.frame_count, region, batch.vcpu_count, batch.device_count, batch.policy, table=make_table)
@@ -183,7 +140,7 @@ class Mirror:
             self.before[name] = self._keyed[part.table].write(table, lane, numbers, written)
         elif name in STORES:
             at = key[0].astype(np.int64)
-            self.before[name] = self._stores[name][lane, at]
+            self.before[name] = (self._stores[name][lane, at],)
             self._stores[name][lane, at] = columns[0]
             self._watched[name].written.append((lane, at))
         else:
@@ -222,7 +179,7 @@ class Mirror:
         other.batch, other.lanes, other._blank = self.batch, self.lanes, self._blank
         other._start_logs()
         other._empty()
-        other._watched = {name: WrittenBlocks(watched.array) for name, watched in self._watched.items()}
+        other._watched = {name: NotedMemory(watched.array) for name, watched in self._watched.items()}
         for lane, model in enumerate(self.models):
             for name, rows in tables_of(model).items():
                 other._logs[name] += [(lane, number, row) for number, row in rows.items()]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from capvisor.campaign.draw import Draws, make
 from capvisor.campaign.systems import exercise
 from capvisor.campaign.vmm_systems import Size, Systems
 from capvisor.dsl.parser import parse
@@ -148,13 +149,12 @@ class Turn:
             np.copyto(mine, given, where=where)
 
 
-class Mover:
+class Mover(Draws):
     """Makes moves of well-behaved and hostile guests, devices and extensions, and of the VMM."""
 
     def __init__(self, rng: np.random.Generator, systems: Systems, deployment: Deployment, hostility: float) -> None:
-        self.rng, self.systems, self.hostility = rng, systems, hostility
-        self.lanes, self.size, self.deployment = systems.lanes, systems.size, deployment
-        self._everyone = np.arange(self.lanes)
+        super().__init__(rng, systems.lanes, hostility)
+        self.systems, self.size, self.deployment = systems, systems.size, deployment
         first, last, frames = deployment.first, deployment.last, deployment.frames
         self.guest_frames = [*range(min(first, 6)), *range(last + 1, min(frames, last + 5))]
         shadows = [first + FIRST_SHADOW_FRAME + place for place in range(2 * DEVICES)]
@@ -166,34 +166,6 @@ class Mover:
         """Of each lane, where its driver has the table of descriptors."""
 
     # -- drawing -----------------------------------------------------------------------------------------------------------
-
-    def chance(self, probability: float) -> bool:
-        """Once for all lanes."""
-        return bool(self.rng.random() < probability)
-
-    def some(self, probability: float) -> Flags:
-        """Lane by lane."""
-        return self.rng.random(self.lanes, np.float32) < probability
-
-    def one(self, values: Sequence[Any]) -> Any:
-        """One of some values, for all lanes."""
-        return values[int(self.rng.integers(len(values)))]
-
-    def each(self, values: Sequence[int]) -> Words:
-        """One of some values in each lane."""
-        return np.array(values, np.uint64)[self.rng.integers(0, len(values), self.lanes)]
-
-    def below(self, count: int) -> Words:
-        """A number less than that in each lane."""
-        return self.rng.integers(0, count, self.lanes).astype(np.uint64)
-
-    def mixed(self, one: Words, other: Words, probability: float) -> Words:
-        """The other in some lanes."""
-        return np.where(self.some(probability), other, one)
-
-    def same(self, number: int) -> Words:
-        """The same in all lanes."""
-        return np.full(self.lanes, number, np.uint64)
 
     def vcpu(self) -> Words:
         return self.below(self.size.vcpus)
@@ -267,6 +239,8 @@ class Mover:
         at = self.rng.integers(0, len(PLACED), self.lanes)
         known = np.where(space == Space.PORT, ports[0, at], memory[0, at])
         found = self.mixed(known + self.each([1, 2, 64]), known, 0.3)
+        paged = self.guest_frame() << np.uint64(WINDOW_FRAME_SHIFT) | self.below(3)
+        found = np.where((space == Space.MEMORY) & self.some(0.15), paged, found)
         over = self.each(self.hidden_frames) << np.uint64(WINDOW_FRAME_SHIFT) | self.below(3)
         return np.where((space == Space.MEMORY) & self.some(0.1 + 0.2 * self.hostility), over, found)
 
@@ -510,9 +484,25 @@ class Mover:
         device, space = self.mixed(self.disk(), self.same(NIC), 0.2), self.space()
         old = self.number(device, space, self.each([Register.LBA, Register.COMMAND]))
         self.do("move_window", self.vcpu(), device, space, self.window(space))
+        if self.chance(0.3):
+            self.near_registers(device)
         self.do("output", self.vcpu(), space, old, self.lba(device), share=0.5)
         if self.chance(0.5):
             self.command()
+
+    def near_registers(self, device: Words) -> None:
+        """Pages with registers in them are reached as memory."""
+        window = self.systems.batch.windows[self._everyone, device.astype(np.int64), Space.MEMORY]
+        frame, vcpu, slot, turn = window >> np.uint64(WINDOW_FRAME_SHIFT), self.vcpu(), self.below(4), Turn(self.lanes)
+        there = frame < np.uint64(self.size.frames)
+        self.do("map", vcpu, slot, frame, self.same(0), self.same(1), where=there)
+        turn.let(there & self.some(0.3), "load", vcpu, slot, self.below(8))
+        turn.let(there & self.some(0.5), "store", vcpu, slot, self.below(8), self.word())
+        address = self._block(np.where(there, frame, np.uint64(0)))
+        turn.let(there & self.some(0.5), "dma_read", self.same(NIC), address)
+        turn.let(there & self.some(0.9), "dma_write", self.same(NIC), address, self.word())
+        turn.let(there, "extension_write", self.operand(OperandKind.EXTENSION), address, self.word())
+        self.take(turn)
 
     # -- devices -----------------------------------------------------------------------------------------------------------
 
@@ -572,6 +562,9 @@ class Mover:
         some = self.some(0.15)
         stage = self.systems.batch.vmm["stage"]
         self.do("begin_move", where=some & (stage == Stage.NONE))
+        for device in (DISK, MIRRORED):
+            ends = self.number(self.same(device), self.same(Space.PORT), self.same(Register.CONTROL))
+            self.do("output", self.same(0), self.same(Space.PORT), ends, self.same(RESET_BIT), where=some & self.some(0.9))
         self.do("stop", where=some)
         rounds = self.size.frames if self.size.frames <= SMALL_FRAMES else 3
         for number in range(rounds + 1):
@@ -619,17 +612,9 @@ class Mover:
 
     def make(self, count: int) -> None:
         """Make so many moves, or as many as it takes until all lanes differ; the last ones are those that end something."""
-        moves = self.moves()
-        weights = np.array([weight for _move, weight in moves])
-        others = max(0, count - len(moves))
-        chosen = [*range(len(moves)), *self.rng.choice(len(moves), others, p=weights / weights.sum()).tolist()]
-        acts = [moves[chosen[place]][0] for place in self.rng.permutation(len(chosen))[:count].tolist()]
+        acts = self.order(self.moves(), count)
         acts.insert(2 * len(acts) // 3, self.leave)
-        acts.append(self.hand_over)
-        for act in acts:
-            act()
-            if not self.systems.alive.any():
-                break
+        make([*acts, self.hand_over], self.systems.alive.any)
 
 
 _RARE = ("stop", "hand_over", "sleep", "begin_move")

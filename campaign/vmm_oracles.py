@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from capvisor.campaign.vmm_mirror import Changes, Mirror
-from capvisor.campaign.vmm_views import Known, LaneBefore, LaneMove, LaneTouch, LaneVmm
+from capvisor.campaign.vmm_views import Earlier, LaneBefore, LaneMove, LaneTouch, LaneVmm
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.workspace import Causes, Flags, Words
 from capvisor.spec import vmm_invariants as said
+from capvisor.spec import vmm_refusals, vmm_steps
 from capvisor.spec.vmm import (
     BLOCK_SHIFT,
     BLOCKS_PER_FRAME,
@@ -30,7 +31,8 @@ from capvisor.spec.vmm import (
     Phase,
     Space,
 )
-from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Place, Predicate, Step
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Predicate
+from capvisor.spec.vmm_words import Place, Step
 
 Log = dict[str, Words]
 
@@ -72,15 +74,18 @@ class Oracles:
         self.concerned = dict.fromkeys(VMM_INVARIANTS, 0)
         """By invariant: at how many places it was evaluated, and at how many it had something to say."""
         self._violations: dict[str, list[Indices]] = {}
+        self._earlier = Earlier(mirror.batch)
         self._frames = np.arange(self._batch.frame_count, dtype=np.uint64)
 
     def judge(self, taken: Taken, changes: Changes) -> list[tuple[str, Indices]]:
         """The invariants that a step violates, in the order of their table, and the lanes."""
         self._violations = {}
+        self._earlier.note(changes, self._mirror.before)
         self._judge_touches(taken)
         self._judge_moves(taken)
         self._judge_ends(taken)
-        self._judge_changes(taken, changes)
+        self._judge_events(taken, changes)
+        self._earlier.go_on()
         for find, parts in PLACES:
             for lanes, place in find(self, changes):
                 if lanes.size:
@@ -112,7 +117,13 @@ class Oracles:
         for name in names:
             of_step = VMM_INVARIANTS[name].of_step
             assert of_step is not None
-            self._hold(name, of_step(step, _EVERYWHERE), lanes)
+            for place in self._windows(lanes) if name == "P8" else (_EVERYWHERE,):
+                self._hold(name, of_step(step, place), lanes)
+
+    def _windows(self, lanes: Indices) -> Iterator[Place]:
+        """Where the registers of each device are in memory."""
+        for device in range(1, self._batch.device_count + 1):
+            yield Place(window=self._batch.windows[lanes, device, Space.MEMORY])
 
     # -- the step itself ---------------------------------------------------------------------------------------------------
 
@@ -187,7 +198,6 @@ class Oracles:
     def _judge_accesses(self, taken: Taken, name: str, code: Code, who: Indices) -> None:
         """What is said of accesses to registers that ended alike."""
         operands = tuple(each[who] for each in taken.operands[: len(OPERATIONS[name].operands)])
-        self._hold_step(("P10",), taken, who, name=name, operands=operands, code=code, value=taken.value[who])
         if code is not Code.OK:
             return
         moved = np.zeros(len(taken.lanes), np.bool_)
@@ -203,41 +213,50 @@ class Oracles:
         own = tuple(each[others] for each in operands)
         self._hold_step(("P5",), taken, who[others], name=name, operands=own, value=taken.value[who[others]])
 
-    def _judge_changes(self, taken: Taken, changes: Changes) -> None:
-        """What has changed without the step's saying so."""
-        before = self._mirror.before
-        if "memory" in changes:
-            lanes, address = changes["memory"]
-            touches = tuple(_writes(taken, lanes))
-            step = Step(LaneVmm(self._batch, lanes), "", touches=touches, before=_before(memory=Known(before["memory"])))
-            self._hold("P17", said.memory_is_kept(step, Place(address=address.astype(np.uint64))), lanes)
-        if "media" in changes:
-            lanes, device, lba = changes["media"]
-            was = self._was_deployed(changes, lanes, device, lba)
-            step = Step(
-                LaneVmm(self._batch, lanes),
-                "",
-                moves=tuple(_moved(taken, lanes)),
-                before=_before(media=Known(before["media"]), deployed=Known(was)),
-            )
-            self._hold("P17", said.media_are_kept(step, Place(device=device, lba=lba.astype(np.uint64))), lanes)
-        if "deployed" in changes:
-            lanes, device, lba = changes["deployed"]
-            earlier = _before(deployed=Known(before["deployed"]))
-            step = Step(LaneVmm(self._batch, lanes), "", moves=tuple(_moved(taken, lanes)), before=earlier)
-            self._hold("P12", said.deployed_as_image(step, Place(device=device, lba=lba.astype(np.uint64))), lanes)
+    def _judge_events(self, taken: Taken, changes: Changes) -> None:
+        """What is said of steps by themselves, and of what they have changed: by operations that ended alike."""
+        kind = taken.which << _CODE_BITS | taken.code
+        changed = [(*each, np.searchsorted(taken.lanes, each[2])) for each in self._changed(taken, changes)]
+        for number in np.unique(kind).tolist():
+            mine, name, code = kind == number, _NAMES[number >> _CODE_BITS], Code(number & (1 << _CODE_BITS) - 1)
+            who = np.flatnonzero(mine)
+            step = self._step_of(taken, who, name, code)
+            if code is Code.RANGE:
+                # Of what isn't there nothing can be looked up.
+                lost = np.broadcast_to(vmm_refusals.names_nothing(step), who.shape)
+                self._hold("P19", lost[lost], taken.lanes[who[lost]])
+                who = who[~lost]
+                step = self._step_of(taken, who, name, code)
+            if len(who):
+                for invariant, row in VMM_INVARIANTS.items():
+                    if row.of_event is not None:
+                        self._hold(invariant, row.of_event(step), taken.lanes[who])
+            for invariant, part, lanes, place, at in changed:
+                here = mine[at]
+                if here.any():
+                    fields = {field: numbers[here] for field, numbers in place.items()}
+                    step = self._step_of(taken, at[here], name, code)
+                    self._hold(invariant, part(step, Place(**fields)), lanes[here])
 
-    def _was_deployed(self, changes: Changes, lanes: Indices, device: Indices, lba: Indices) -> Flags:
-        """Whether sectors were deployed before the step: as they are now, unless that has changed."""
-        now: Flags = LaneVmm(self._batch, lanes).deployed[device, lba.astype(np.uint64)].copy()
-        if "deployed" in changes:
-            known: dict[tuple[int, ...], bool] = {}
-            written = zip(*(each.tolist() for each in changes["deployed"]), strict=True)
-            for place, was in zip(written, self._mirror.before["deployed"].tolist(), strict=True):
-                known.setdefault(place, was)
-            for at, place in enumerate(zip(lanes.tolist(), device.tolist(), lba.tolist(), strict=True)):
-                now[at] = known.get(place, now[at])
-        return now
+    def _changed(self, taken: Taken, changes: Changes) -> Iterator[tuple[str, Predicate, Indices, dict[str, Any]]]:
+        """What is said of a step at the places that it has changed."""
+        for names, fields, parts in CHANGED:
+            found = [changes[name] for name in names if name in changes]
+            if "meant" in names and taken.moves:
+                at, device, lba = (taken.moves[each].astype(np.int64) for each in ("at", "device", "lba"))
+                found.append((taken.lanes[at], device, lba))
+            if found:
+                lanes, *numbers = (np.concatenate(each) for each in zip(*found, strict=True))
+                place = {field: number.astype(np.uint64) for field, number in zip(fields, numbers, strict=False)}
+                yield from ((invariant, part, lanes, place) for invariant, part in parts)
+
+    def _step_of(self, taken: Taken, at: Indices, name: str, code: Code) -> Step:
+        """A step as it was in some lanes, counted from 0, all of the same operation that ended alike."""
+        lanes = taken.lanes[at]
+        operands = tuple(each[at] for each in taken.operands[: len(OPERATIONS[name].operands)])
+        notes = tuple(_touched(taken, at)), tuple(_moved(taken, at))
+        before = LaneBefore(self._batch, lanes, self._earlier)
+        return Step(LaneVmm(self._batch, lanes), name, operands, code, taken.value[at], *notes, before)
 
     # -- places of which a row has changed ---------------------------------------------------------------------------------
 
@@ -249,6 +268,9 @@ class Oracles:
             device = ((address >> BLOCK_SHIFT) - self._batch.region_first - FIRST_SHADOW_FRAME >> 1) + 1
             shadow = (device >= 1) & (device <= self._batch.device_count)
             found.append((lanes[shadow], device[shadow]))
+        if "vmm" in changes:
+            lanes = changes["vmm"][0]
+            found += [(lanes, np.full(len(lanes), each)) for each in range(1, self._batch.device_count + 1)]
         if not found:
             return _NONE, _NONE
         lanes, device = (np.concatenate(each) for each in zip(*found, strict=True))
@@ -345,7 +367,7 @@ class Oracles:
 
     def of_deployments(self, changes: Changes) -> Places:
         """The sectors of images of which something has changed, by the device or by the sector."""
-        for name in ("deployed", "meant"):
+        for name in ("deployed", "meant", "media", "touched"):
             if name in changes:
                 yield changes[name][0], Place(device=changes[name][1], lba=changes[name][2].astype(np.uint64))
         lanes, device = self._devices({each: changes[each] for each in ("deployments", "channels") if each in changes})
@@ -366,30 +388,46 @@ _PLACES: dict[Finder, tuple[Predicate, ...]] = {
     Oracles.of_memory: (said.zero_page, said.sent_is_there, said.region_is_not_sent),
     Oracles.of_clean_frames: (said.sent_is_there,),
     Oracles.of_frames: (said.last_round,),
-    Oracles.of_all: (said.moving_books, said.microcode_kept),
+    Oracles.of_all: (said.moving_books, said.microcode_kept, said.iommu_is_on),
     Oracles.of_key: (said.key_is_kept,),
     Oracles.of_vcpus: (said.vcpus_inside,),
-    Oracles.of_windows: (said.hooked_where_decoded, said.window_outside_region, said.window_books),
+    Oracles.of_windows: (
+        *(said.hooked_where_decoded, said.trapped_where_hooked, said.window_outside_region, said.window_books),
+    ),
     Oracles.of_devices: (
         *(said.pointer_is_shadow, said.shadow_describes_buffer, said.checked_is_executed),
-        *(said.idle_books, said.port_books, said.dma_books),
+        *(said.idle_books, said.port_books, said.dma_books, said.idle_when_stopped),
     ),
     Oracles.of_sectors: (said.stored_as_meant,),
     Oracles.of_buffers: (said.copied_as_meant, said.moved_as_stored),
     Oracles.of_ranges: (said.denied_is_not_under_way,),
-    Oracles.of_deployments: (said.deployed_or_untouched, said.deployment_books),
+    Oracles.of_deployments: (said.deployed_or_untouched, said.image_or_written, said.deployment_books),
 }
 """Where each thing is looked at that is said of a state."""
 
+CHANGED: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, Predicate], ...]], ...] = (
+    (("memory",), ("address",), (("P17", said.memory_is_kept),)),
+    (("media",), ("device", "lba"), (("P17", said.media_are_kept),)),
+    (("deployed",), ("device", "lba"), (("P12", said.deployed_as_image),)),
+    (("meant", "touched"), ("device", "lba"), (("P17", vmm_steps.ghosts_are_kept),)),
+    (("plain",), ("device", "position"), (("P17", vmm_steps.copies_are_kept),)),
+    (
+        ("devices", "channels"),
+        ("device",),
+        (("P17", vmm_steps.rows_are_kept), ("P18", vmm_steps.followed_to_its_end)),
+    ),
+    (("registers",), ("device",), (("P17", vmm_steps.registers_are_kept),)),
+    (("decoded", "hooked"), ("space", "window"), (("P17", vmm_steps.windows_are_kept),)),
+)
+"""By what a step has changed: where it is looked at, and what is said of the step there."""
+
 _OWNERS = {part: name for name, row in VMM_INVARIANTS.items() for part in row.of_state}
 PLACES = [(find, tuple((_OWNERS[part], part) for part in parts)) for find, parts in _PLACES.items()]
-OF_TOUCHES = {"cpu": ("P1",), "device": ("P2", "P7"), "mediator": ("P9",), "extension": ("P9", "P15")}
+OF_TOUCHES = {
+    **{"cpu": ("P1", "P8"), "device": ("P2", "P7", "P8")},
+    **{"mediator": ("P8", "P9"), "extension": ("P8", "P9", "P15")},
+}
 """What is said of what each kind of actor touches."""
-
-
-def _before(**parts: Known) -> Any:
-    """What was so before a step, at the places looked at."""
-    return LaneBefore(**parts)
 
 
 def _last_touches(taken: Taken) -> Words:
@@ -400,30 +438,37 @@ def _last_touches(taken: Taken) -> Words:
     return found
 
 
-def _writes(taken: Taken, lanes: Indices) -> Iterator[LaneTouch]:
-    """What was written, as touches that have an element for each of some lanes; those of the same lane in turn."""
-    if not taken.touches:
-        return
-    written = taken.touches["is_write"] != 0
-    for at in _in_turn(taken.touches["at"][written].astype(np.int64)):
-        address = np.full(len(taken.lanes), np.uint64((1 << 64) - 1))
-        address[taken.touches["at"][written][at].astype(np.int64)] = taken.touches["address"][written][at]
-        found = address[np.searchsorted(taken.lanes, lanes)]
-        yield LaneTouch("", np.zeros(len(lanes), np.uint64), found, True)
+def _touched(taken: Taken, which: Indices) -> Iterator[LaneTouch]:
+    """What was touched in some lanes, counted from 0, all by actors of one kind: of each lane one after the other."""
+    for actor, columns, made in _noted(taken.touches, which, len(taken.lanes), ("actor", "number", "address", "is_write")):
+        number, address, is_write = columns
+        yield LaneTouch(ACTORS[int(actor.max(initial=0))], number, np.where(made, address, _NOWHERE), is_write)
 
 
-def _moved(taken: Taken, lanes: Indices) -> Iterator[LaneMove]:
-    """Sectors that were written, likewise."""
-    if not taken.moves:
+def _moved(taken: Taken, which: Indices) -> Iterator[LaneMove]:
+    """What sectors were moved, likewise."""
+    for device, (lba, is_write), made in _noted(taken.moves, which, len(taken.lanes), ("device", "lba", "is_write")):
+        yield LaneMove(device, lba, is_write, made)
+
+
+def _noted(log: Log, which: Indices, lanes: int, names: tuple[str, ...]) -> Iterator[tuple[Words, list[Words], Flags]]:
+    """What was noted in some lanes, counted from 0: the first of each lane, then the second and so on; where there is."""
+    if not log:
         return
-    written = taken.moves["is_write"] != 0
-    moves = {name: column[written] for name, column in taken.moves.items()}
-    for at in _in_turn(moves["at"].astype(np.int64)):
-        columns = [np.zeros(len(taken.lanes), np.uint64) for _ in range(2)]
-        where = moves["at"][at].astype(np.int64)
-        columns[0][where], columns[1][where] = moves["device"][at], moves["lba"][at]
-        device, lba = (each[np.searchsorted(taken.lanes, lanes)] for each in columns)
-        yield LaneMove(device, lba, True, device != 0)
+    places = log["at"].astype(np.int64)
+    for at in _in_turn(places):
+        where, made = places[at], np.zeros(lanes, np.bool_)
+        made[where] = True
+        columns = [np.zeros(lanes, np.uint64) for _ in names]
+        for column, name in zip(columns, names, strict=True):
+            column[where] = log[name][at]
+        if made[which].any():
+            first, *others = (column[which] for column in columns)
+            yield first, others, made[which]
+
+
+_NOWHERE = np.uint64((1 << 64) - 1)
+_CODE_BITS = 8
 
 
 def _in_turn(at: Indices) -> Iterator[Indices]:

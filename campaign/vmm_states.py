@@ -1,13 +1,14 @@
 """Whole states of machines with a para-pass-through VMM: a lane of the fast path held against a machine of the reference."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capvisor.fastpath.machine import Indices
-from capvisor.fastpath.vmm import BatchVmm, copy_numbers, sector_numbers, window_numbers
+from capvisor.fastpath.vmm import BatchVmm, copy_numbers, frame_numbers, sector_numbers, window_numbers
+from capvisor.fastpath.workspace import Words
 from capvisor.model.vmm import System
 
 Columns = dict[str, NDArray[Any]]
@@ -38,14 +39,21 @@ DENSE = {
 KEYED = {
     "decoded": Keyed("decoding", ("decoded",)),
     "hooked": Keyed("decoding", ("hooked",)),
+    "trapped": Keyed("traps", ("trapped",)),
     "media": Keyed("sectors", ("word",)),
     "meant": Keyed("sectors", ("is_known", "meant")),
     "rules": Keyed("sectors", ("rule",)),
     "images": Keyed("sectors", ("image",)),
     "deployed": Keyed("sectors", ("is_deployed",)),
+    "touched": Keyed("sectors", ("is_touched",)),
     "plain": Keyed("copies", ("plain",)),
 }
-NUMBERS = {"decoding": window_numbers, "sectors": sector_numbers, "copies": copy_numbers}
+NUMBERS: dict[str, Callable[..., Words]] = {
+    "decoding": window_numbers,
+    "traps": frame_numbers,
+    "sectors": sector_numbers,
+    "copies": copy_numbers,
+}
 """The fast path's tables by numbers, and how a row's number is made."""
 
 STORES = ("memory", "remote")

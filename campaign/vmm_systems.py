@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from capvisor.campaign.noted import as_columns
 from capvisor.campaign.systems import CRASHES, DIFFERS, MOST_DETAILS, CrashError, Found
 from capvisor.campaign.vmm_mirror import Mirror
 from capvisor.campaign.vmm_oracles import ACTORS, Oracles, Taken
@@ -176,8 +177,8 @@ class Systems:
             self.alive[lane] = False
         if self.oracles is None:
             return
-        touches = _log(Touch, [(_ACTORS[row[0]], *row[1:]) for row in ends.logs[0]], ends.until[0])
-        moves = _log(Move, ends.logs[1], ends.until[1])
+        touches = as_columns(Touch, [(_ACTORS[row[0]], *row[1:]) for row in ends.logs[0]], ends.until[0])
+        moves = as_columns(Move, ends.logs[1], ends.until[1])
         if moves:
             made = moves["is_made"] != 0
             moves = {name: column[made] for name, column in moves.items()} if made.any() else {}
@@ -224,13 +225,3 @@ def _ended(ends: Ends, results: Results, chosen: Indices, lane: int) -> list[str
 
 
 _ACTORS = {actor: number for number, actor in enumerate(ACTORS)}
-
-
-def _log(row: Any, rows: list[Any], until: list[int]) -> dict[str, Words]:
-    """What was noted in some lanes, as columns; `at` says in which of them, counted from 0."""
-    if not rows:
-        return {}
-    flat: Words = np.array(rows, np.uint64)
-    found: dict[str, Words] = dict(zip(row._fields, flat.T, strict=True))
-    found["at"] = np.repeat(np.arange(len(until), dtype=np.uint64), np.diff(until, prepend=0))
-    return found

@@ -12,16 +12,16 @@ from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.tables import Table
 from capvisor.fastpath.vmm import BatchVmm, copy_numbers, sector_numbers, window_numbers
 from capvisor.fastpath.workspace import Flags, Words
-from capvisor.spec.vmm import KEY_FRAME
+from capvisor.spec.vmm import BLOCK_SHIFT, KEY_FRAME
 
 
 class LaneTouch(NamedTuple):
-    """Blocks of memory, all read or all written, by actors of one kind."""
+    """Blocks of memory, read or written by actors of one kind."""
 
     actor: str
     number: Words
     address: Words
-    is_write: bool
+    is_write: Any
 
 
 class LaneMove(NamedTuple):
@@ -31,14 +31,6 @@ class LaneMove(NamedTuple):
     lba: Words
     is_write: Any
     is_made: Flags
-
-
-class LaneBefore(NamedTuple):
-    """What was so before a step at the places looked at, whatever it is asked by."""
-
-    memory: Any = None
-    media: Any = None
-    deployed: Any = None
 
 
 class Known:
@@ -134,6 +126,17 @@ class _Rules(_Found):
         return super().__getitem__(key).view(_Choosing)
 
 
+class _Traps:
+    """Which windows are intercepted, by frame."""
+
+    def __init__(self, table: Table, lanes: Indices) -> None:
+        self._table, self._lanes = table, lanes
+
+    def __getitem__(self, frame: Any) -> Any:
+        lanes, frames = np.broadcast_arrays(self._lanes, np.asarray(frame).astype(np.uint64))
+        return self._table.get("trapped", lanes.ravel(), frames.ravel()).reshape(frames.shape)
+
+
 class LaneVmm:
     """The machines of some lanes: `lanes` has, or is broadcast to, one element for each place that is looked at."""
 
@@ -144,6 +147,7 @@ class LaneVmm:
     meant: Any
     images: Any
     deployed: Any
+    touched: Any
 
     def __init__(self, batch: BatchVmm, lanes: Indices) -> None:
         self._batch = batch
@@ -165,10 +169,12 @@ class LaneVmm:
             ("meant", {"is_known": "is_known", "word": "meant"}),
             ("images", {"": "image"}),
             ("deployed", {"": "is_deployed"}),
+            ("touched", {"": "is_touched"}),
         ):
             setattr(self, name, _Found(batch.sectors, sector_numbers, lanes, columns))
         self.rules = _Rules(batch.sectors, sector_numbers, lanes, {"": "rule"})
         self.plain = _Found(batch.copies, copy_numbers, lanes, {"": "plain"})
+        self.trapped = _Traps(batch.traps, lanes)
 
     @property
     def key_address(self) -> Any:
@@ -182,3 +188,101 @@ class LaneVmm:
     def shadow_buffer(self, device: Any) -> Any:
         """Where the VMM has its buffers for storage devices."""
         return self._batch.shadow_buffer(device).astype(np.uint64)
+
+
+class Earlier:
+    """What was so before a step in all lanes: tables that are arrays, whole, and of others the rows that it has written."""
+
+    def __init__(self, batch: BatchVmm) -> None:
+        self._batch = batch
+        self.tables = {name: _copied(getattr(batch, name)) for name in _ARRAYS}
+        self.written: dict[str, tuple[Words, tuple[Words, ...]]] = {}
+        """By table, the rows as numbers that go up, and what their columns were."""
+
+    def note(self, changes: dict[str, tuple[Indices, ...]], before: dict[str, tuple[Words, ...]]) -> None:
+        """What the last step has written, and what was there."""
+        self.written = {}
+        for name in changes.keys() & _WRITTEN:
+            numbers = _row_numbers(*changes[name])
+            order = np.argsort(numbers, kind="stable")
+            self.written[name] = numbers[order], tuple(column[order] for column in before[name])
+
+    def go_on(self) -> None:
+        """The next step begins."""
+        for name, kept in self.tables.items():
+            table = getattr(self._batch, name)
+            for key, column in kept.items():
+                np.copyto(column, table[key] if isinstance(table, dict) else table)
+
+
+_ARRAYS = ("vmm", "mappings", "devices", "channels", "deployments", "registers", "windows")
+_WRITTEN = {"memory", "media", "meant", "deployed", "touched", "plain", "decoded", "hooked"}
+_LANE_SHIFT, _FIRST_SHIFT = np.uint64(52), np.uint64(48)
+
+
+def _copied(table: Any) -> dict[str, NDArray[Any]]:
+    return {name: column.copy() for name, column in (table if isinstance(table, dict) else {"": table}).items()}
+
+
+def _row_numbers(lanes: Any, *keys: Any) -> Words:
+    """Rows as numbers: by lane, and one or two numbers, the last of which has 48 bits."""
+    found: Words = np.asarray(lanes).astype(np.uint64) << _LANE_SHIFT
+    if len(keys) > 1:
+        found = found | np.asarray(keys[0]).astype(np.uint64) << _FIRST_SHIFT
+    return found | np.asarray(keys[-1]).astype(np.uint64)
+
+
+class _Was:
+    """A table as it was before a step: as it is now, but for the rows that the step has written."""
+
+    def __init__(self, now: Any, lanes: Indices, written: Any, columns: tuple[str, ...], limit: int) -> None:
+        self._now, self._lanes, self._written = now, lanes, written
+        self._names, self._limit = columns, np.uint64(limit)
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = tuple(np.asarray(each).astype(np.uint64) for each in (key if isinstance(key, tuple) else (key,)))
+        there = keys[-1] < self._limit
+        keys = (*keys[:-1], np.where(there, keys[-1], np.uint64(0)))
+        row = self._now[keys if len(keys) > 1 else keys[0]]
+        columns = {name: self._column(getattr(row, name) if name else row, at, keys) for at, name in enumerate(self._names)}
+        return np.where(there, columns[""], 0) if "" in columns else _Row(columns, ())
+
+    def _column(self, now: Any, at: int, keys: tuple[Any, ...]) -> Any:
+        found = np.array(now)
+        if self._written is not None:
+            numbers, before = self._written
+            wanted = np.broadcast_to(_row_numbers(self._lanes, *keys), found.shape)
+            place = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+            hit = numbers[place] == wanted
+            found[hit] = before[at][place[hit]]
+        return found
+
+
+class LaneBefore:
+    """The machines of some lanes as they were before a step, as far as it is asked."""
+
+    def __init__(self, batch: BatchVmm, lanes: Indices, earlier: Earlier) -> None:
+        self._now, self._lanes, self._earlier = LaneVmm(batch, lanes), lanes, earlier
+        self._blocks, self._devices = batch.frame_count << BLOCK_SHIFT, batch.device_count
+
+    def __getattr__(self, name: str) -> Any:
+        earlier = self._earlier
+        if name in earlier.tables:
+            columns = earlier.tables[name]
+            kind: Any = _Words if "" in columns else _OneRow if name == "vmm" else _Rows
+            found: Any = kind(columns.get("", columns), self._lanes)
+        elif name in _WRITTEN:
+            names = ("is_known", "word") if name == "meant" else ("",)
+            limit = self._blocks if name == "memory" else 1 << 48
+            found = _Was(getattr(self._now, name), self._lanes, earlier.written.get(name), names, limit)
+        else:
+            raise AttributeError(name)
+        setattr(self, name, found)
+        return found
+
+    def some_device(self, holds: Any) -> Any:
+        """Whether something holds of a device."""
+        found: Any = False
+        for device in range(1, self._devices + 1):
+            found = found | holds(np.full(len(self._lanes), device))
+        return found

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from capvisor.campaign.cvm_systems import Systems, exercise
+from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.systems import exercise
 from capvisor.dsl.evaluate import format_of, memory_of
 from capvisor.dsl.syntax import Program
 from capvisor.spec.policy import MonitorPolicy

@@ -43,9 +43,10 @@ from capvisor.spec.formats import FORMATS
     default="mixed",
     show_default=True,
     type=click.Choice([*PROFILES, *SYSTEMS]),
-    help="What programs are about; `cvm`, `tpt`, `orc`: systems of compartments, translation pass-through, shared objects.",
+    help="What programs are about; `cvm`, `tpt`, `orc`, `vmm`: systems of compartments, translation pass-through, shared "
+    "objects, a para-pass-through VMM; `stack`: all of them on one memory.",
 )
-@click.option("--policy", metavar="NAME", help="Of `cvm`, `tpt`, `orc`: a preset, or without:GUARD,...  [default: intended]")
+@click.option("--policy", metavar="NAME", help="Of systems: a preset, or without:GUARD,...  [default: intended]")
 @click.option("--format", "format_name", default="cc128", show_default=True, type=click.Choice(list(FORMATS)))
 @click.option("--time", "seconds", type=Duration(), help="How long, such as 60s, 5m or 1h.  [default: 60s]")
 @click.option("--programs", "count", type=click.IntRange(min=1), help="How many programs, instead of how long.")

@@ -1,7 +1,7 @@
 """`capvisor prove SYSTEM`: theorems on the steps of a system, of whatever kind."""
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from capvisor.proofs import guards_off, steps
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.steps import StepOutcome
 
-_MARKS = {"unsat": "+", "sat": "-", "unknown": "?"}
+MARKS = {"unsat": "+", "sat": "-", "unknown": "?"}
 
 
 def prove_system(
@@ -50,7 +50,7 @@ def prove_system(
     _keep_whole(system, policy, outcomes, chosen, fallen, None if interrupted else cache)
     columns = tuple(dict.fromkeys(name for each in outcomes for name in each.answers))
     rows = [
-        (f"{each.step}.{each.format}", *(_MARKS.get(each.answers.get(column, ""), "") for column in columns))
+        (f"{each.step}.{each.format}", *(MARKS.get(each.answers.get(column, ""), "") for column in columns))
         for each in outcomes
     ]
     out.print(table(("step", *columns), rows), soft_wrap=False)
@@ -75,7 +75,7 @@ def prove_system(
         for each, verdict in verdicts.items()
     }
     write_json(json_path, "prove-system", {"system": system, "policy": name, "steps": found, "invariants": told})
-    write_text(junit_path, junit_xml("prove", [_as_case(system, each) for each in outcomes]))
+    write_text(junit_path, junit_xml("prove", [step_case(system, each) for each in outcomes]))
     if fallen or any("sat" in each.answers.values() for each in outcomes):
         return Status.VIOLATION
     return Status.OK if proved == len(chosen) else Status.INCONCLUSIVE
@@ -132,7 +132,7 @@ def list_steps(system: str, patterns: tuple[str, ...]) -> int:
     return Status.OK
 
 
-def _as_case(system: str, outcome: StepOutcome) -> Case:
+def step_case(system: str, outcome: StepOutcome) -> Case:
     """An outcome as a JUnit test case: an invariant that isn't kept is a failure, one of which nobody knows an error."""
     falls, unknown = (
         [name for name, answer in outcome.answers.items() if answer == result] for result in ("sat", "unknown")
@@ -143,17 +143,26 @@ def _as_case(system: str, outcome: StepOutcome) -> Case:
 
 
 def _choose(system: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Steps with their formats: those that are all of them together, or of all that there are those that patterns choose."""
+    """Steps with their formats: those that are all of them together; or what patterns choose of these, or else of others.
+
+    So a pattern means each instruction by itself only where it matches none of those that are all of them.
+    """
     tools = SYSTEM_TOOLS[system]
     if not tools.all_steps():
         raise InputError(f"nothing can be proved of the steps of a system {system} yet")
-    known = [(step, fmt) for step in (tools.all_steps() if patterns else tools.steps()) for fmt in tools.formats(step)]
+    together, others = (
+        [(step, fmt) for step in kinds for fmt in tools.formats(step)] for kinds in (tools.steps(), tools.all_steps())
+    )
     if not patterns:
-        return known
+        return together
     chosen: dict[tuple[str, str], None] = {}
     for pattern in patterns:
-        found = [each for each in known if any(fnmatch.fnmatch(name, pattern) for name in (each[0], ".".join(each)))]
+        found = _matching(together, pattern) or _matching(others, pattern)
         if not found:
-            raise InputError(f"no step is called or matched by `{pattern}`: `capvisor prove {system} --list '*'` shows them")
+            raise InputError(f"no step is called or matched by `{pattern}`: `capvisor prove {system} --list` shows them")
         chosen |= dict.fromkeys(found)
     return list(chosen)
+
+
+def _matching(known: Iterable[tuple[str, str]], pattern: str) -> list[tuple[str, str]]:
+    return [each for each in known if any(fnmatch.fnmatch(name, pattern) for name in (each[0], ".".join(each)))]

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from capvisor.campaign.cvm_alone import Alone, First, UpToTheFirst, first_found
-from capvisor.campaign.cvm_systems import CRASHES
+from capvisor.campaign.systems import CRASHES
 from capvisor.cli.output import console, progress, table
 from capvisor.cli.status import Status
-from capvisor.proofs import sweep
+from capvisor.proofs import sweep, tpt_sweep
 from capvisor.proofs.mutants import source_in_force
-from capvisor.proofs.sweep import EQUIVALENT, MONITOR_MODULES, SWEEPS, Change, Finding
+from capvisor.proofs.sweep import EQUIVALENT, MONITOR_MODULES, SWEEPS, TPT_MODULES, Change, Finding
 from capvisor.spec.policy import GUARDS, INTENDED, PROTOTYPE_0_0_1
 
 OTHERWISE = (replace(INTENDED, **dict.fromkeys(GUARDS, False)), PROTOTYPE_0_0_1)
@@ -48,6 +48,8 @@ def examine(change: Change, timeout_s: float) -> Finding:
     """See whether a change is noticed: of the monitor by campaigns, of everything else by theorems."""
     if change.module in MONITOR_MODULES:
         return _examine_monitor(change)
+    if change.module in TPT_MODULES:
+        return tpt_sweep.examine(change, timeout_s)
     return sweep.examine(change, timeout_s)
 
 

@@ -26,12 +26,15 @@ from capvisor.cli.verbs import capvisor, status_of
 from capvisor.dsl.fields import FIELDS
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.model.machine import RULES
-from capvisor.proofs import contracts, isa, machine, runner
+from capvisor.proofs import contracts, isa, machine, runner, stack_steps
 from capvisor.proofs.theorem import THEOREMS, Theorem
 from capvisor.spec.composition import LAYERS, SUPPOSITIONS
 from capvisor.spec.encodings import encodings
 from capvisor.spec.formats import FORMATS, Permission
 from capvisor.spec.operations import FETCH_TRAPS, OPERATIONS, Group, OperandKind
+from capvisor.spec.stack import COUPLINGS
+from capvisor.spec.stack_invariants import STACK_INVARIANTS
+from capvisor.spec.stack_policy import STACK_GUARDS
 from capvisor.spec.traps import CAUSES, CAUSES_BY_NAME
 from capvisor.spec.vectors import VECTOR_OPERATIONS
 
@@ -296,6 +299,14 @@ def systems() -> str:
         policy = _lines_of(inspect.getsourcefile(kind.policy) or "")
         said = _lines_of(f"spec/{name}_invariants.py")
         sizes.append((f"`{name}`", lines, said, policy, len(kind.guards), len(kind.invariants), len(tools.steps()), cells))
+    lines = sum(_lines_of(f"model/{part}.py") for part in ("stack", "stack_memory", "stack_system"))
+    said, policy = _lines_of("spec/stack_invariants.py"), _lines_of("spec/stack_policy.py")
+    cells = sum(len(stack_steps.parts(step)) * len(stack_steps.asked_in(step)) for step in stack_steps.steps())
+    counts = len(STACK_GUARDS), len(STACK_INVARIANTS), len(stack_steps.steps()), cells
+    sizes.append(("`stack`", lines, said, policy, *counts))
+    couplings = [
+        (f"`{each.guard}`", f"`{each.layer.value}`", each.supposes, ", ".join(each.carries)) for each in COUPLINGS.values()
+    ]
     columns = [
         "",
         "lines of the model",
@@ -326,8 +337,11 @@ def systems() -> str:
             "docstrings and blank ones; an obligation is a step, in a format or variant, against an invariant:\n",
             table(columns, sizes),
             "The capability machine below the last two is shared: [its own matrix](matrix.md) has what each instruction keeps.\n",
+            "What is `stack` here is the four together: the memory below them, the views that they have of it, and what they owe each "
+            "other. Its guards, and what falls without them:\n",
+            table(["guard", "for", "what that layer takes for granted", "without it falls"], couplings),
             "## What each supposes of what it doesn't model\n",
-            "`capvisor prove stack` proves the theorems and says of each row whether what gives it is proved "
+            "`capvisor prove stack` proves steps of the stack and the theorems, and says of each row whether what gives it is proved "
             "([how they are composed](../stack.md)):\n",
             table(["supposition", "says", "proved", "guards of the stack", "checked while it runs", "trusted"], supposed),
         ]

@@ -4,101 +4,69 @@ What is said of a register or granule depends on it and on the base's tables. So
 registers and granules are looked at again that have.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from capvisor.dsl.states import describe, store_granules
+from capvisor.dsl.system_watch import Found, Snapshot, TableWatch
 from capvisor.model.memory import EMPTY
 from capvisor.model.object_system import kind_of, places
 from capvisor.spec.orc import NOBODY
 from capvisor.spec.orc_invariants import ORC_INVARIANTS, Place, Step, held
 from capvisor.spec.registers import REGISTER_COUNT
 
-
-class Found(NamedTuple):
-    """An invariant that a step violates, and where."""
-
-    invariant: str
-    place: Place
-
-
-class Snapshot(NamedTuple):
-    """What invariants are said of: the base's tables, and where capabilities are."""
-
-    tables: tuple[dict[Any, Any], ...]
-    registers: dict[tuple[int, int], Any]
-    """By thread and number; that of number 0 with DDC and PCC."""
-    granules: dict[int, Any]
-
-
-class Taken(NamedTuple):
-    """A step with all that invariants are said of: equal ones violate the same."""
-
-    after: Snapshot
-    what: tuple[Any, ...]
-    made: tuple[Any, ...]
-    """What the policy decides of the entries that the base makes."""
+_TABLES = ("slots", "mappings", "tenants", "exports")
 
 
 def snapshot(monitor: Any) -> Snapshot:
-    """The state that invariants are said of, to be compared with a later one."""
-    tables = tuple(dict(each.rows) for each in (monitor.slots, monitor.mappings, monitor.tenants, monitor.exports))
-    registers: dict[tuple[int, int], Any] = {}
+    """The state that invariants are said of: the base's tables, and where capabilities are.
+
+    Registers are by thread and number, that of number 0 with DDC and PCC.
+    """
+    found: Snapshot = {name: dict(getattr(monitor, name).rows) for name in _TABLES}
+    registers = found["registers"] = {}
     for thread in monitor.threads:
         if thread.is_live:
             hart = thread.hart
             registers |= {(thread.number, number): hart.registers[number] for number in range(1, REGISTER_COUNT)}
             registers[thread.number, 0] = (hart.ddc, hart.pcc, hart.pc)
-    granules = {index: held for index, held in store_granules(monitor.memory.store).items() if held != EMPTY}
-    return Snapshot(tables, registers, granules)
+    found["granules"] = {index: held for index, held in store_granules(monitor.memory.store).items() if held != EMPTY}
+    return found
 
 
-class OrcWatch:
-    """Looks at one system's steps, one after the other, from its first on.
+class OrcWatch(TableWatch):
+    """Looks at the steps of a system of shared objects."""
 
-    `harmless` are the steps of another run, which violated nothing: those that this run begins with aren't looked at again.
-    """
+    _invariants = ORC_INVARIANTS
 
-    def __init__(self, harmless: Sequence[Taken] = ()) -> None:
-        self._before: Snapshot | None = None
-        self._known: set[str] = set()
-        self._harmless = harmless
-        self.taken: list[Taken] = []
-        """The steps so far."""
+    def _snapshot(self, step: Step) -> Snapshot:
+        return snapshot(step.monitor)
 
-    def violated(self, step: Step) -> list[Found]:
-        """The invariants that the step violates, and that no step before it did."""
-        before, after = self._before, snapshot(step.monitor)
-        self._before = after
-        what = (step.kind, step.name, step.tenant, step.operands, step.code, step.is_completed)
-        self.taken.append(Taken(after, what, step.monitor.entry_pair(0, 0)))
-        if self._harmless[len(self.taken) - 1 : len(self.taken)] == self.taken[-1:]:
-            return []
-        was_harmless, self._harmless = self._harmless, ()
-        # After the first step that differs, everything is looked at once.
-        everything = before is None or bool(was_harmless) or before.tables != after.tables
-        looked = list(places(step) if everything or before is None else _places_changed(step, before, after))
-        found: list[Found] = []
-        for name, invariant in ORC_INVARIANTS.items():
-            if name not in self._known:
-                place = next((place for place in looked if not invariant.holds(step, place)), None)
-                if place is not None:
-                    self._known.add(name)
-                    found.append(Found(name, place))
-        return found
+    def _what(self, step: Step) -> tuple[Any, ...]:
+        made = step.monitor.entry_pair(0, 0)  # what the policy decides of the entries that the base makes
+        return step.kind, step.name, step.tenant, step.operands, step.code, step.is_completed, made
+
+    def _looked(self, step: Step, changed: Mapping[str, set[Any]]) -> Iterator[Place]:
+        if not changed or any(changed[name] for name in _TABLES):
+            return places(step)
+        return _places_changed(step, changed)
+
+    def _smallest(self, _invariant: Any, _step: Step, place: Place) -> Place:
+        """The place itself: all parts of it say whose it is."""
+        return place
 
 
-def _places_changed(step: Step, before: Snapshot, after: Snapshot) -> Iterator[Place]:
+def _places_changed(step: Step, changed: Mapping[str, set[Any]]) -> Iterator[Place]:
     """The registers and granules that have changed, and one place for what is said of the step itself."""
     monitor = step.monitor
     yield Place()
-    for (thread, number), value in after.registers.items():
-        if before.registers.get((thread, number)) != value:
-            row = monitor.threads[thread]
-            yield Place(row.tenant, thread=row, register=number)
-    for index in before.granules | after.granules:
-        if before.granules.get(index) != after.granules.get(index):
-            yield Place(monitor.slots[monitor.slot_of_granule(index)].owner, granule=index)
+    live = {thread.number: thread for thread in monitor.threads if thread.is_live}
+    # That with DDC and PCC comes after the others of its thread.
+    for thread, number in sorted(changed["registers"], key=lambda key: (key[0], key[1] or REGISTER_COUNT)):
+        if thread in live:
+            yield Place(live[thread].tenant, thread=live[thread], register=number)
+    for index in sorted(changed["granules"]):
+        yield Place(monitor.slots[monitor.slot_of_granule(index)].owner, granule=index)
 
 
 _OF_SLOTS = {"O3", "O7", "O8", "O17"}

@@ -22,6 +22,7 @@ from capvisor.spec.vmm import (
     STATUS_READY,
     STATUS_REQUEST,
     TO_MEMORY_BIT,
+    WINDOW_FRAME_SHIFT,
     WINDOW_SHIFT,
     Msr,
     Phase,
@@ -47,6 +48,8 @@ IMAGE, PORT, MMIO, FRAMES, WRITABLE = "image", "port", "mmio", "frames", "writab
 IMAGE_WORD = 0x1_0000_0000
 """What an image has in its first sector; in each next one, one more."""
 
+FIRST_MMIO = 0xFEC00 << WINDOW_SHIFT + WINDOW_FRAME_SHIFT
+"""From where on registers are in memory: behind the memory of most machines, as pages with registers aren't memory."""
 SPACES = {PORT: Space.PORT, MMIO: Space.MEMORY}
 
 NAMES: dict[str, int] = {
@@ -139,9 +142,10 @@ def _spans_of(part: Part) -> list[tuple[str, int, int]]:
 
 
 def _placed(number: int, part: Part) -> Placed:
-    """A device, whose registers are in the window of its own number where nothing is said."""
+    """A device, whose registers are in the window of its own number where nothing is said, in memory behind `FIRST_MMIO`."""
     given = numbers_of(part.items)
-    windows = tuple(given.get(space, number << WINDOW_SHIFT) >> WINDOW_SHIFT for space in SPACES)
+    firsts = {PORT: 0, MMIO: FIRST_MMIO}
+    windows = tuple(given.get(space, firsts[space] + (number << WINDOW_SHIFT)) >> WINDOW_SHIFT for space in SPACES)
     rules = tuple((first, last, RULES[name]) for name, first, last in _spans_of(part))
     return Placed(number, part.kind == STORAGE, (windows[0], windows[1]), rules, given.get(IMAGE, 0))
 

@@ -1,5 +1,5 @@
 """Running a program of a para-pass-through VMM: each statement is one operation or several, steps that are held against P1
-to P16.
+to P19.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,8 +32,8 @@ from capvisor.spec.vmm import (
     Stage,
     Transfer,
 )
-from capvisor.spec.vmm_invariants import Step
 from capvisor.spec.vmm_policy import VmmPolicy
+from capvisor.spec.vmm_words import Step
 
 DRIVERS_SLOT = MAPPINGS - 1
 """The slot through which `peek` and `poke` reach memory."""

@@ -1,17 +1,18 @@
 """Holding every step of a para-pass-through VMM against the invariants of `spec.vmm_invariants`."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from capvisor.dsl.system_watch import Snapshot, TableWatch
 from capvisor.model.tables import Rows
 from capvisor.model.vmm import Address, Frame, System, Touch
 from capvisor.model.vmm_system import places
-from capvisor.spec.vmm import BLOCK_SHIFT, WINDOW_SHIFT, Space
-from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Place, Step
+from capvisor.spec.vmm import BLOCK_SHIFT, WINDOW_FRAME_SHIFT, WINDOW_SHIFT, Space
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Invariant
+from capvisor.spec.vmm_words import Place, Step
 
-_BY_ADDRESS, _BY_SECTOR = ("memory", "remote"), ("media", "meant", "plain", "rules", "deployed", "images")
-_BY_DEVICE, _OF_ALL = ("devices", "channels", "deployments"), ("vmm", "keys", "vcpus", "windows")
+_BY_ADDRESS, _BY_SECTOR = ("memory", "remote"), ("media", "meant", "plain", "rules", "deployed", "touched", "images")
+_BY_DEVICE, _OF_ALL = ("devices", "channels", "deployments"), ("vmm", "keys", "vcpus", "windows", "registers", "trapped")
 NOWHERE = Place()
 
 
@@ -21,10 +22,20 @@ def snapshot(system: System) -> Snapshot:
     return {name: {key: row for key, row in table if row != table[None]} for name, table in tables.items()}
 
 
+class _Watched(NamedTuple):
+    """An invariant of which what it says of a step by itself is asked once: nowhere, which is looked at first."""
+
+    invariant: Invariant
+
+    def holds(self, step: Step, place: Place) -> Any:
+        """Whether it holds of a step at a place."""
+        return (self.invariant.holds if place == NOWHERE else self.invariant.holds_there)(step, place)
+
+
 class VmmWatch(TableWatch):
     """Looks at the steps of a system with a para-pass-through VMM."""
 
-    _invariants = VMM_INVARIANTS
+    _invariants = {name: _Watched(row) for name, row in VMM_INVARIANTS.items()}
 
     def _snapshot(self, step: Step) -> Snapshot:
         return snapshot(step.system)
@@ -59,6 +70,7 @@ def places_changed(step: Step, changed: Mapping[str, set[Any]]) -> Iterator[Plac
             or place.device in devices
             or (place.vcpu, place.slot) in changed["mappings"]
             or (place.space, place.window) in changed["decoded"] | changed["hooked"]
+            or place.window >> WINDOW_FRAME_SHIFT in frames
         ):
             yield place
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capvisor.fastpath.machine import Indices
+from capvisor.fastpath.refusals import Refusals, declaring
 from capvisor.fastpath.tables import pair
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.spec import cvm
@@ -22,23 +23,14 @@ Codes = NDArray[np.uint8]
 """Codes of `spec.cvm.Code`, by their values."""
 
 
-class Callers:
+class Callers(Refusals):
     """Threads in the monitor for one and the same call, at most one a lane. Those that were refused have a code."""
 
     def __init__(self, monitor: "BatchMonitor", harts: Indices) -> None:
         self.harts, self.lanes = harts, harts % monitor.lanes
         self.caller: Words = monitor.frames["caller"][harts]
         self.has_handle: Flags = monitor.frames["has_handle"][harts]
-        self.code: Codes = np.zeros(len(harts), np.uint8)
-
-    def refuse(self, where: Flags, code: Code) -> None:
-        """Refuse some of those that haven't been refused yet."""
-        np.copyto(self.code, code.value, where=where & (self.code == 0))
-
-    @property
-    def passed(self) -> Indices:
-        """Who hasn't been refused, counted from 0."""
-        return np.flatnonzero(self.code == 0)
+        super().__init__(np.zeros(len(harts), np.uint8), Code.RANGE)
 
 
 CallKernel = Callable[..., None]
@@ -46,15 +38,8 @@ CALL_KERNELS: dict[str, CallKernel] = {}
 """The kernel of each call, by name: it takes the monitor, the callers and the arguments."""
 
 
-def call(name: str) -> Callable[[CallKernel], CallKernel]:
-    """Declare a function to be the kernel of the call of that name. Raises KeyError if it has no row in spec/cvm.py."""
-    row = CALLS[name]
-
-    def register(kernel: CallKernel) -> CallKernel:
-        CALL_KERNELS[row.name] = kernel
-        return kernel
-
-    return register
+call = declaring(CALL_KERNELS, CALLS)
+"""Declares the kernel of the call of a name."""
 
 
 @call("host_print")

@@ -7,7 +7,7 @@ import numpy as np
 from capvisor.fastpath import paging, tlb
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.requests import Request, operation
-from capvisor.fastpath.walks import DONE, Runners, Walks
+from capvisor.fastpath.walks import DONE, HALTED, Runners, Walks
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, RESERVED_CR3, WORD_BYTES, WORDS_PER_FRAME, Access
 from capvisor.spec.tpt import CACHE_SLOTS, TLB_SLOTS, Code, FaultKind
@@ -49,7 +49,7 @@ def _access(
     request.fault(passed[canonical & ~aligned], FaultKind.ALIGNMENT)
     good = canonical & aligned
     passed, who, address = passed[good], who.some(good), address[good]
-    frame = _translated(who, who.cut(address), access, user[passed] != 0)
+    frame = translated(who, who.cut(address), access, user[passed] != 0)
     _take_faults(request, passed, who)
     arrived = who.fault == FaultKind.NONE
     passed, lanes = passed[arrived], who.lanes[arrived]
@@ -60,7 +60,7 @@ def _access(
         system.write(lanes, place, value[passed])
 
 
-def _translated(who: Runners, address: Words, access: Access, is_user: Flags) -> Words:
+def translated(who: Runners, address: Words, access: Access, is_user: Flags) -> Words:
     """The frames that addresses are in, by TLBs or by walks; nothing where there is a fault."""
     system, frame = who.system, np.zeros(len(address), np.uint64)
     lanes, vcpus = who.lanes, who.vcpus
@@ -214,7 +214,7 @@ def step_walk(system: "BatchSystem", request: Request, vcpu: Words) -> None:
     walks.step(np.flatnonzero(~is_done))
     for name, column in system.walks.items():
         column[who.lanes, who.vcpus] = walks[name]
-    ended = is_done | (who.fault != FaultKind.NONE)
+    ended = is_done | (who.fault != FaultKind.NONE) & (who.fault != HALTED)
     system.drop_walks(who.lanes[ended], who.vcpus[ended])
     _take_faults(request, passed, who)
 
@@ -254,6 +254,7 @@ def _dma(system: "BatchSystem", request: Request, device: Words, frame: Words, i
     request.fault(passed[foreign], FaultKind.IOMMU, frame[foreign])
     good = inside & ~missing & ~foreign
     system.iotlb[lanes[good], devices[good], places[good]] = True
+    good = system.reached(request, passed, devices, frame, good, value is not None)
     passed, lanes = passed[good], lanes[good]
     address = frame[good] << np.uint64(FRAME_SHIFT) | index[passed] * np.uint64(WORD_BYTES)
     if value is None:

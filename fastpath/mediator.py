@@ -435,6 +435,7 @@ def copy_next(system: "BatchVmm", request: Request, device: Indices) -> None:
     request.refuse(~(copying & system.is_mediated(*place)), Code.NOTHING)
     table = channels["descriptors"][place] + channels["entry"][place]
     who = _reached(system, request, request.passed, device, table)
+    who = system.granted(request, who, table, False, device)
     word = np.zeros(len(device), np.uint64)
     word[who] = system.read(request.lanes[who], table[who])
     address = storage.address_of(word) + channels["offset"][place]
@@ -445,9 +446,12 @@ def copy_next(system: "BatchVmm", request: Request, device: Indices) -> None:
     over = used & storage.is_last(word)
     if system.policy.whole_descriptors:
         short = who[(over & ~whole)[who]]
-        storage.end_command(system, request.lanes[short], device[short])
-        _fail(system, request, short, device[short])
+        _give_up(system, request, short, device[short])
         who = request.still(who)
+    behind = system.shadow_buffer(device[who]) + position[who].astype(np.int64) >= system.frame_count << BLOCK_SHIFT
+    _give_up(system, request, who[behind], device[who[behind]])
+    who = who[~behind]
+    who = system.granted(request, who, address, state == ChannelState.COPYING_IN, device)
     lanes, device, position, address = request.lanes[who], device[who], position[who], address[who]
     place = lanes, device
     is_out = state[who] == ChannelState.COPYING_OUT
@@ -477,13 +481,17 @@ def _copy(system: "BatchVmm", lanes: Indices, device: Indices, position: Words, 
     system.write(at[0], address[into], found, tracked=system.policy.track_mediator_writes)
 
 
+def _give_up(system: "BatchVmm", request: Request, who: Indices, device: Indices) -> None:
+    """Commands that were issued fail."""
+    storage.end_command(system, request.lanes[who], device)
+    _fail(system, request, who, device)
+
+
 def _reached(system: "BatchVmm", request: Request, who: Indices, device: Indices, address: Words) -> Indices:
     """Those whose addresses the mediator may access for the guest; the others end their commands, or stop their machines."""
     policy, frame = system.policy, address[who] >> np.uint64(BLOCK_SHIFT)
-    inside = frame < np.uint64(system.frame_count)
-    lost = who[~inside]
-    storage.end_command(system, request.lanes[lost], device[lost])
-    _fail(system, request, lost, device[lost])
+    inside = (frame < np.uint64(system.frame_count)) & ~system.is_trapped(request.lanes[who], frame)
+    _give_up(system, request, who[~inside], device[who[~inside]])
     if policy.descriptors_outside_region and policy.descriptors_checked_at_use:
         hidden = inside & system.is_recognised(frame)
         request.panic(who[hidden])

@@ -35,6 +35,8 @@ INVOKED_DATA = 31
 class BatchMonitor:
     """`lanes` monitors, and all that they guard."""
 
+    memory_type: type[SharedMemory] = SharedMemory
+
     def __init__(
         self,
         fmt: CapabilityFormat,
@@ -46,7 +48,7 @@ class BatchMonitor:
     ) -> None:
         """With room for so many threads in each lane; more is made when it is needed."""
         self.format, self.lanes, self.policy = fmt, lanes, policy
-        self.memory = SharedMemory(fmt, memory_base, memory_bytes, lanes)
+        self.memory = self.memory_type(fmt, memory_base, memory_bytes, lanes)
         self.harts = Harts(self.memory, threads * lanes)
         self.threads: dict[str, NDArray[Any]] = {name: np.zeros(threads * lanes, kind) for name, kind in THREAD.items()}
         self.frames: dict[str, NDArray[Any]] = {name: np.zeros(threads * lanes, kind) for name, kind in FRAME.items()}
@@ -231,6 +233,10 @@ class BatchMonitor:
             return np.zeros(len(address), np.bool_)
         return (address >= memory.base) & (address - np.uint64(memory.base) <= np.uint64(memory.size_bytes - size_bytes))
 
+    def is_there(self, _lanes: Indices, _address: Words, where: Flags) -> Flags:
+        """Of some places, those whose memory is there: here all is."""
+        return where
+
     def put(self, lanes: Indices, address: Words, cap: Lanes) -> None:
         """Store capabilities."""
         upper = cap.meta ^ np.uint64(self.format.null_meta)
@@ -268,11 +274,19 @@ class BatchMonitor:
 
     def scrub(self, lanes: Indices, base: Words, top: Words) -> None:
         """Clear memory, of whole granules."""
+        at = self.granules_in(lanes, base, top)
+        self.memory.tags[at], self.memory.halves[at] = False, 0
+
+    def forget_slots(self, lanes: Indices, base: Words, top: Words) -> None:
+        """That no grant has been put where memory gets another owner, or none."""
+        self.is_slot[self.granules_in(lanes, base, top)] = False
+
+    def granules_in(self, lanes: Indices, base: Words, top: Words) -> tuple[Indices, Indices]:
+        """The granules that begin in [base, top): lanes and numbers."""
         address = np.arange(self.memory.granules, dtype=np.uint64) << np.uint64(self.format.granule_shift)
         address += np.uint64(self.memory.base)
         which, granule = np.nonzero((base[:, None] <= address) & (address < top[:, None]))
-        self.memory.tags[lanes[which], granule] = False
-        self.memory.halves[lanes[which], granule] = 0
+        return lanes[which], granule
 
     # -- the deployer's operations -----------------------------------------------------------------------------------------
 
@@ -310,6 +324,7 @@ class BatchMonitor:
         lanes, cvm_id, base, top, outer, is_purecap = (each[done] for each in (lanes, cvm_id, base, top, outer, is_purecap))
         if self.policy.scrub_on_create:
             self.scrub(lanes, base, top)
+        self.forget_slots(lanes, base, top)
         regions.put(lanes, cvm_id, is_live=True, base=base, top=top, outer=outer, is_purecap=is_purecap)
         store = top - np.uint64(self.store_bytes)
         for place, cap in enumerate((*self.own_pair(lanes, cvm_id), *self.call_pair(lanes, outer))):
@@ -346,6 +361,7 @@ class BatchMonitor:
         portals["is_live"][lanes] &= portals["owner"][lanes] != cvm_id[:, None]
         self.threads["waits"][harts] &= portals.get("is_live", harts % self.lanes, self.threads["waits_for"][harts])
         self.scrub(lanes, base, top)
+        self.forget_slots(lanes, base, top)
         regions["is_live"][lanes, at] = False
         return codes
 
@@ -358,6 +374,7 @@ class BatchMonitor:
         lanes, number = lanes[made], number[made]
         self.grants.put(lanes, number, is_live=True, owner=owner[made], base=base[made], size=size[made], last_slot=0)
         self.forget(self.held, lanes, number)
+        self.is_slot[lanes] &= self.slot_grant[lanes] != number[:, None]
         return made
 
     def forget(self, table: Table, lanes: Indices, number: Words) -> None:
@@ -373,7 +390,8 @@ class BatchMonitor:
             apart = (address + np.uint64(bytes_))[:, None] <= regions["base"][lanes]
             apart |= regions["top"][lanes] <= address[:, None]
             placed &= ~(inner & ~apart).any(axis=1)
-        lanes, caller, address, number = (each[placed] for each in (lanes, caller, address, number))
+        placed = self.is_there(lanes, address, placed)
+        lanes, caller, address, number = lanes[placed], caller[placed], address[placed], number[placed]
         at = self.grants.find(lanes, number)
         base, size = self.grants["base"][lanes, at], self.grants["size"][lanes, at]
         self.put(lanes, address, self.mint(base, size, self.grant_permissions())[0])
@@ -393,11 +411,11 @@ class BatchMonitor:
         table.put(lanes[nested], pair(number[nested], outer[nested]), holds=True)
 
     def revoke(self, lanes: Indices, number: Words) -> None:
-        """Take grants back: out of memory and registers."""
+        """Take grants back: out of memory, if they haven't been already, and out of registers."""
         at = self.grants.find(lanes, number)
         base, size, last = (self.grants[name][lanes, at] for name in ("base", "size", "last_slot"))
+        meant = self.grants["is_live"][lanes] & (self.grants.numbers[lanes] == number[:, None])
         self.withdraw(lanes, number)
-        meant = self.grants.is_used[lanes] & (self.grants.numbers[lanes] == number[:, None])
         self._purge_slots(lanes, meant, last)
         self._purge_registers(lanes, base, size)
 

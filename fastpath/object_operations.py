@@ -37,7 +37,7 @@ def allocate(system: BatchObjects, asked: Asked, slot: Words) -> None:
     slots = asked.slot(slot)
     asked.live()
     _must_be_free(system, asked, slots)
-    ok = asked.passed
+    ok = asked.is_passed
     system.take(asked.lanes[ok], slots[ok], SlotKind.OWN, asked.caller[ok])
     system.write(orc.RESULTS[0], asked.harts[ok], system.data_of(slots[ok]))
 
@@ -54,9 +54,9 @@ def submit(system: BatchObjects, asked: Asked, slot: Words, code: Words, ro: Wor
         asked.refuse(~(_is_kind(system, asked, slots, SlotKind.OWN) & owned), Code.NOT_OWNED)
     asked.refuse((slots + orc.FIRST_OTYPE > system.format.max_otype) | (slots >= system.shape.objects), Code.FULL)
     if policy.segments_checked:
-        fits = np.where(asked.passed, code + ro + data, np.uint64(0)) <= most
+        fits = np.where(asked.is_passed, code + ro + data, np.uint64(0)) <= most
         asked.refuse(~(((code | ro | data) & granule == 0) & (code > 0) & fits), Code.SEGMENTS)
-    ok = asked.passed
+    ok = asked.is_passed
     lanes, slots, caller = asked.lanes[ok], slots[ok], asked.caller[ok]
     if policy.revoke_before_verify:
         system.purge(lanes, caller, slots)
@@ -86,7 +86,7 @@ def relocate(
     inside = (target <= room - granule) & (size <= room)
     inside &= address <= room - np.minimum(size, room)
     asked.refuse(~((target & granule - np.uint64(1) == 0) & inside), Code.RANGE)
-    ok = asked.passed
+    ok = asked.is_passed
     zero = np.uint64(0)
     target, address, size = (np.where(ok, each, zero) for each in (target, address, size))
     is_func, is_tls, is_const = (kind == each for each in (Relocation.FUNC, Relocation.TLS, Relocation.CONST))
@@ -103,7 +103,7 @@ def relocate(
         asked.refuse(~np.where(is_func, address < code, np.where(is_const, const, other)), Code.SOURCE)
     if policy.no_shared_globals:
         asked.refuse(kind == Relocation.OBJ, Code.SHARED)
-    ok = asked.passed
+    ok = asked.is_passed
     entry, null = system.code_of(slots, address), np.uint64(system.format.null_meta)
     tag = np.where(is_func, entry.tag, bounded.tag & ~is_tls)
     meta = np.where(is_func, entry.meta, np.where(is_tls, null, bounded.meta))
@@ -122,7 +122,7 @@ def export(system: BatchObjects, asked: Asked, slot: Words, entry: Words) -> Non
     entry = _must_be_entry(system, asked, entry)
     if system.policy.exports_in_code:
         asked.refuse(entry >= system.slots["code"][asked.lanes, slots], Code.ENTRY)
-    ok = asked.passed
+    ok = asked.is_passed
     system.exports[asked.lanes[ok], slots[ok], (entry[ok] >> np.uint64(1)).astype(np.int64)] = True
     system.extend(asked.lanes[ok], slots[ok], entry[ok])
 
@@ -133,7 +133,7 @@ def publish(system: BatchObjects, asked: Asked, slot: Words) -> None:
     slots = asked.slot(slot)
     asked.live()
     _must_be_submitted(system, asked, slots)
-    ok = asked.passed
+    ok = asked.is_passed
     lanes, slots = asked.lanes[ok], slots[ok]
     if not system.policy.revoke_before_verify:
         system.purge(lanes, asked.caller[ok], slots)
@@ -146,7 +146,7 @@ def withdraw(system: BatchObjects, asked: Asked, slot: Words) -> None:
     slots = asked.slot(slot)
     asked.live()
     _must_be_submitted(system, asked, slots)
-    ok = asked.passed
+    ok = asked.is_passed
     lanes, slots = asked.lanes[ok], slots[ok]
     if system.policy.minted_dropped:
         system.clear_tags(lanes, slots)
@@ -173,7 +173,7 @@ def map_object(system: BatchObjects, asked: Asked, slot: Words, identity: Words,
     if not policy.tls_from_table:
         inside = (place >= pointer) & (place >= start) & (place - start <= np.uint64(system.memory.size_bytes) - granule)
         asked.refuse(~((place & granule - np.uint64(1) == 0) & inside), Code.RANGE)
-    ok = asked.passed
+    ok = asked.is_passed
     lanes, slots, shadows, caller = asked.lanes[ok], slots[ok], shadows[ok], asked.caller[ok]
     system.take(lanes, shadows, SlotKind.SHADOW, caller, slots)
     system.copy_data(lanes, slots, shadows)
@@ -198,7 +198,7 @@ def bind(system: BatchObjects, asked: Asked, slot: Words, entry: Words) -> None:
         asked.refuse(~system.mappings["is_live"][asked.lanes, asked.caller, slots], Code.NOT_MAPPED)
     if system.policy.entries_exported:
         asked.refuse(~system.exports[asked.lanes, slots, (entry >> np.uint64(1)).astype(np.int64)], Code.ENTRY)
-    ok = asked.passed
+    ok = asked.is_passed
     for register, cap in zip(orc.RESULTS, system.entry_pair(slots[ok], entry[ok]), strict=True):
         system.write(register, asked.harts[ok], cap)
 
@@ -211,7 +211,7 @@ def unmap(system: BatchObjects, asked: Asked, slot: Words) -> None:
     asked.refuse(~system.mappings["is_live"][asked.lanes, asked.caller, slots], Code.NOT_MAPPED)
     if system.policy.unmap_not_running:
         asked.refuse(system.is_executed(asked.lanes, asked.caller, slots), Code.BUSY)
-    ok = asked.passed
+    ok = asked.is_passed
     lanes, slots, caller = asked.lanes[ok], slots[ok], asked.caller[ok]
     shadows = system.mappings["shadow"][lanes, caller, slots].astype(np.int64)
     system.purge(lanes, caller, slots)
@@ -227,7 +227,7 @@ def start(system: BatchObjects, asked: Asked, entry: Words) -> None:
     asked.live()
     entry = _must_be_entry(system, asked, entry)
     asked.refuse(system.tenants["threads"][asked.lanes, asked.caller] >= MAX_THREADS, Code.FULL)
-    ok = asked.passed
+    ok = asked.is_passed
     place = system.start_thread(asked.lanes[ok], asked.caller[ok], entry[ok])
     system.write_integer(orc.RESULTS[0], asked.harts[ok], place + np.uint64(1))
 
@@ -241,7 +241,7 @@ def create(system: BatchObjects, asked: Asked, tenant: Words, home: Words, tls: 
     asked.refuse(system.tenants["is_live"][asked.lanes, tenants], Code.TAKEN)
     for slots in (homes, arrays):
         _must_be_free(system, asked, slots)
-    ok = asked.passed
+    ok = asked.is_passed
     lanes, tenants, homes, arrays = asked.lanes[ok], tenants[ok], homes[ok], arrays[ok]
     system.take(lanes, homes, SlotKind.HOME, tenants)
     system.take(lanes, arrays, SlotKind.TLS, tenants)
@@ -255,7 +255,7 @@ def destroy(system: BatchObjects, asked: Asked, tenant: Words) -> None:
     """End tenants."""
     tenants = np.where(tenant <= MAX_TENANTS, tenant, np.uint64(0)).astype(np.int64)
     asked.refuse(~system.tenants["is_live"][asked.lanes, tenants], Code.NO_TENANT)
-    ok = asked.passed
+    ok = asked.is_passed
     lanes, tenants = asked.lanes[ok], tenants[ok]
     whose = np.full(system.lanes, -1, np.int64)
     whose[lanes] = tenants
@@ -275,5 +275,5 @@ def collect(system: BatchObjects, asked: Asked, slot: Words) -> None:
     asked.refuse(~_is_kind(system, asked, slots, SlotKind.OBJECT), Code.NO_OBJECT)
     if system.policy.mapped_not_collected:
         asked.refuse(np.logical_or.reduce(system.mappings["is_live"][asked.lanes, :, slots], axis=1), Code.BUSY)
-    ok = asked.passed
+    ok = asked.is_passed
     system.set_slot(asked.lanes[ok], slots[ok])

@@ -16,6 +16,7 @@ from capvisor.fastpath import bounds, capability
 from capvisor.fastpath import isa as _kernels  # declares the kernels
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.machine import DDC, INSTRUCTION_BYTES, PCC, Indices
+from capvisor.fastpath.refusals import Refusals, declaring
 from capvisor.fastpath.shared import Harts, SharedMemory
 from capvisor.fastpath.workspace import Causes, Flags, Words, Workspace
 from capvisor.spec import orc
@@ -39,18 +40,14 @@ def digest(content: bytes, *numbers: int) -> int:
     return int.from_bytes(blake2b(content + behind, digest_size=8).digest(), "little")
 
 
-class Asked:
+class Asked(Refusals):
     """An operation in some lanes while it is checked; of a tenant's, `harts` are the threads that ask."""
 
     def __init__(self, system: "BatchObjects", lanes: Indices, harts: Indices | None) -> None:
         self.system, self.lanes = system, lanes
-        self.codes = np.zeros(len(lanes), np.uint8)
+        super().__init__(np.zeros(len(lanes), np.uint8), Code.RANGE)
         self.harts: Indices = lanes if harts is None else harts
         self.caller: Indices = np.zeros(len(lanes), np.int64)
-
-    def refuse(self, where: Flags, code: Code) -> None:
-        """Refuse lanes that nothing has refused yet."""
-        self.codes[where & (self.codes == 0)] = code
 
     def slot(self, numbers: Words) -> Indices:
         """Slots that there are; others are refused."""
@@ -70,29 +67,21 @@ class Asked:
         self.refuse(~system.tenants["is_live"][self.lanes, self.caller], Code.NO_TENANT)
 
     @property
-    def passed(self) -> Flags:
+    def is_passed(self) -> Flags:
         """Where nothing has refused it."""
-        found: Flags = self.codes == 0
+        found: Flags = self.code == 0
         return found
 
 
-Kernel = Callable[..., None]
-OPERATION_KERNELS: dict[str, Kernel] = {}
-
-
-def operation(name: str) -> Callable[[Kernel], Kernel]:
-    """Declare the kernel of the operation of that name. Raises KeyError if it has no row in spec/orc.py."""
-    row = OPERATIONS[name]
-
-    def register(kernel: Kernel) -> Kernel:
-        OPERATION_KERNELS[row.name] = kernel
-        return kernel
-
-    return register
+OPERATION_KERNELS: dict[str, Callable[..., None]] = {}
+operation = declaring(OPERATION_KERNELS, OPERATIONS)
+"""Declares the kernel of the operation of a name."""
 
 
 class BatchObjects:
     """`lanes` bases, and all that they guard. Raises ValueError where memory doesn't begin with a slot."""
+
+    memory_type: type[SharedMemory] = SharedMemory
 
     def __init__(
         self,
@@ -107,7 +96,7 @@ class BatchObjects:
         if memory_base & shape.slot_bytes - 1 != 0:
             raise ValueError(f"memory begins at a multiple of a slot's {shape.slot_bytes} bytes")
         self.format, self.lanes, self.policy, self.shape = fmt, lanes, policy, shape
-        self.memory = SharedMemory(fmt, memory_base, memory_bytes, lanes)
+        self.memory = self.memory_type(fmt, memory_base, memory_bytes, lanes)
         self.harts = Harts(self.memory, threads * lanes)
         self.slot_count = count = memory_bytes >> shape.slot_shift
         self.slot_granules = shape.slot_bytes >> fmt.granule_shift
@@ -179,7 +168,7 @@ class BatchObjects:
         """An operation in each of some lanes, a tenant's by threads of it; the codes."""
         asked = Asked(self, lanes, harts)
         OPERATION_KERNELS[name](self, asked, *operands)
-        return asked.codes
+        return asked.code
 
     # -- what it mints -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from capvisor.fastpath.machine import Indices
-from capvisor.fastpath.workspace import Causes, Flags, Words
+from capvisor.fastpath.refusals import Refusals, declaring
+from capvisor.fastpath.workspace import Causes, Words
 from capvisor.spec.paging import FIRST_VM
 from capvisor.spec.tpt import MAX_VMS, OPERATIONS, Code, FaultKind
 
@@ -31,7 +32,7 @@ class Results(NamedTuple):
     value: Words
 
 
-class Request:
+class Request(Refusals):
     """One operation in each of some lanes, and how it ends there."""
 
     def __init__(self, system: "BatchSystem", lanes: Indices) -> None:
@@ -40,17 +41,7 @@ class Request:
         self.results = Results(
             np.zeros(count, np.uint8), np.zeros(count, np.uint8), *(np.zeros(count, np.uint64) for _ in range(3))
         )
-
-    def refuse(self, where: Flags, code: Code) -> None:
-        """Refuse some of those that haven't been refused yet."""
-        np.copyto(self.results.code, int(code), where=where & (self.results.code == 0))
-
-    def index(self, numbers: Words, limit: int, first: int = 0) -> Indices:
-        """Numbers as places in a table, those that have none refused."""
-        outside = (numbers < np.uint64(first)) | (numbers >= np.uint64(limit))
-        self.refuse(outside, Code.RANGE)
-        places: Indices = np.where(outside, np.uint64(0), numbers).astype(np.int64)
-        return places
+        super().__init__(self.results.code, Code.RANGE)
 
     def fault(self, who: Indices, kind: FaultKind, frame: Words | int = 0) -> None:
         """Let some meet a fault."""
@@ -67,12 +58,5 @@ OPERATION_KERNELS: dict[str, OperationKernel] = {}
 """The kernel of each operation, by name; it takes the system, the request and the operands."""
 
 
-def operation(name: str) -> Callable[[OperationKernel], OperationKernel]:
-    """Declare a function to be the kernel of the operation of that name. Raises KeyError if it has no row in spec/tpt.py."""
-    row = OPERATIONS[name]
-
-    def register(kernel: OperationKernel) -> OperationKernel:
-        OPERATION_KERNELS[row.name] = kernel
-        return kernel
-
-    return register
+operation = declaring(OPERATION_KERNELS, OPERATIONS)
+"""Declares the kernel of the operation of a name."""

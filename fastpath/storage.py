@@ -170,7 +170,7 @@ def issue(system: "BatchVmm", lanes: Indices, device: Indices, value: Words) -> 
         erases = erases[length[erases] > np.uint64(sector)]
         if len(erases):
             numbers = sector_numbers(device[erases], first[erases] + np.uint64(sector))
-            system.sectors.put(lanes[erases], numbers, word=0, is_known=True, meant=0)
+            system.sectors.put(lanes[erases], numbers, word=0, is_known=True, meant=0, is_touched=True)
 
 
 def _advance(system: "BatchVmm", lanes: Indices, device: Indices) -> None:
@@ -207,7 +207,7 @@ def write_data(system: "BatchVmm", lanes: Indices, device: Indices, value: Words
     who = np.flatnonzero(is_at(system, lanes, device, PIO_OUT))
     at = lanes[who], device[who]
     meant = value if meant is None else meant
-    system.sectors.put(at[0], _sector(system, *at), word=value[who], is_known=True, meant=meant[who])
+    system.sectors.put(at[0], _sector(system, *at), word=value[who], is_known=True, meant=meant[who], is_touched=True)
     _advance(system, *at)
 
 
@@ -302,7 +302,7 @@ def _permitted(
     may = is_permitted(system, lanes, own, place, right[who])
     end_command(system, lanes[~may], own[~may], failed=True)
     request.end(who[~may], Code.IOMMU)
-    return who[may]
+    return system.granted(request, who[may], address, right == WRITE, device)
 
 
 def is_permitted(system: "BatchVmm", lanes: Indices, device: Indices, address: Words, right: Indices) -> Flags:
@@ -328,4 +328,4 @@ def _write_medium(system: "BatchVmm", lanes: Indices, device: Indices, numbers: 
     known = ~(shadow & system.channels["is_tampered"][lanes, device])
     copied = system.copies.get("plain", lanes, copy_numbers(device, system.devices["position"][lanes, device]))
     meant = np.where(known, np.where(shadow, copied, word), np.uint64(0))
-    system.sectors.put(lanes, numbers, word=word, is_known=known, meant=meant)
+    system.sectors.put(lanes, numbers, word=word, is_known=known, meant=meant, is_touched=True)

@@ -127,6 +127,16 @@ class BatchSystem:
         frame, word, inside = self._place(address)
         self.words[lanes[inside], frame[inside], word[inside]] = values[inside]
 
+    def is_kept(self, _lanes: Indices, address: Words) -> Flags:
+        """Whether others who share the machine keep addresses from being written: here nobody does."""
+        return np.zeros(len(address), np.bool_)
+
+    def reached(
+        self, _request: Request, _who: Indices, _devices: Indices, _frame: Words, where: Flags, _writes: bool
+    ) -> Flags:
+        """Of some devices, those that reach frames as far as those others are concerned; the rest meet a fault."""
+        return where
+
     def _place(self, address: Words) -> tuple[Indices, Indices, Flags]:
         """The frame and the word in it of addresses, and whether they are in memory."""
         frame = address >> np.uint64(FRAME_SHIFT)
@@ -151,11 +161,11 @@ class BatchSystem:
             owned: Flags = self.looked_up(lanes, base) == vm
             return owned
         inside: Flags = (base < np.uint64(self.frame_count)) & (np.uint64(size) <= np.uint64(self.frame_count) - base)
-        for at in np.flatnonzero(inside):
-            first = int(base[at])
-            lane = np.full(size, lanes[at])
-            frames = np.arange(first, first + size, dtype=np.uint64)
-            inside[at] = bool((self.looked_up(lane, frames) == vm[at]).all())
+        whole = np.flatnonzero(inside)
+        offsets: Words = np.arange(size, dtype=np.uint64)
+        frames: Words = base[whole][:, None] + offsets
+        foreign = self.looked_up(lanes[whole, None], frames) != vm[whole, None]
+        inside[whole] = ~np.logical_or.reduce(foreign, axis=1)
         return inside
 
     def is_nested(self, lanes: Indices, vm: Words) -> Flags:

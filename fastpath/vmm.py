@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capvisor.fastpath.machine import Indices
+from capvisor.fastpath.refusals import Refusals, declaring
 from capvisor.fastpath.tables import Table
 from capvisor.fastpath.workspace import Causes, Flags, Words
 from capvisor.spec.vmm import (
@@ -31,6 +32,7 @@ from capvisor.spec.vmm import (
     MAX_VCPUS,
     OPERATIONS,
     SHADOW_BLOCKS,
+    WINDOW_FRAME_SHIFT,
     ZERO_FRAME,
     Code,
     Phase,
@@ -43,7 +45,7 @@ from capvisor.spec.vmm_policy import INTENDED, VmmPolicy
 Columns = dict[str, NDArray[Any]]
 
 _FLAG, _WORD, _SMALL = np.bool_, np.uint64, np.uint8
-VMM = {"is_stopped": _FLAG, "has_microcode": _FLAG, "stage": _SMALL, "next_frame": _WORD}
+VMM = {"is_stopped": _FLAG, "has_microcode": _FLAG, "stage": _SMALL, "next_frame": _WORD, "is_iommu_off": _FLAG}
 VCPU = {"is_outside": _FLAG, "apic_frame": _WORD}
 MAPPING = {"is_live": _FLAG, "frame": _WORD, "level": _SMALL, "is_writable": _FLAG, "is_zero": _FLAG}
 DEVICE = {
@@ -64,9 +66,12 @@ CHANNEL = {
 }
 DEPLOYMENT = {"phase": _SMALL, "size": _WORD, "cursor": _WORD, "is_fetched": _FLAG, "lba": _WORD, "word": _WORD}
 EXTENSION = {"is_live": _FLAG, "first": _WORD, "behind": _WORD, "may_write": _FLAG}
-SECTOR = {"word": _WORD, "is_known": _FLAG, "meant": _WORD, "rule": _SMALL, "image": _WORD, "is_deployed": _FLAG}
+SECTOR = {
+    **{"word": _WORD, "is_known": _FLAG, "meant": _WORD, "rule": _SMALL, "image": _WORD},
+    **{"is_deployed": _FLAG, "is_touched": _FLAG},
+}
 """Of a sector: what the medium holds, what the guest takes it to hold and whether that is known, the rule for it, what the
-image has, whether it is deployed.
+image has, whether it is deployed, and whether a command has written it.
 """
 WINDOW = {"decoded": _SMALL, "hooked": _SMALL}
 """Which device's registers are there, and which one the VMM mediates there."""
@@ -84,23 +89,13 @@ class Results(NamedTuple):
     value: Words
 
 
-class Request:
+class Request(Refusals):
     """One operation in each of some lanes, and how it ends there. Lanes are called by their places among these, `who`."""
 
     def __init__(self, system: "BatchVmm", lanes: Indices) -> None:
         self.system, self.lanes = system, lanes
         self.results = Results(np.zeros(len(lanes), np.uint8), np.zeros(len(lanes), np.uint64))
-
-    def refuse(self, where: Flags, code: Code) -> None:
-        """Refuse some of those that haven't been refused yet."""
-        np.copyto(self.results.code, int(code), where=where & (self.results.code == 0))
-
-    def index(self, numbers: Words, limit: int, first: int = 0) -> Indices:
-        """Numbers as places in a table, those that have none refused."""
-        outside = (numbers < np.uint64(first)) | (numbers >= np.uint64(limit))
-        self.refuse(outside, Code.RANGE)
-        places: Indices = np.where(outside, np.uint64(first), numbers).astype(np.int64)
-        return places
+        super().__init__(self.results.code, Code.RANGE)
 
     def address(self, numbers: Words) -> Words:
         """Addresses of blocks; those outside of memory are refused, and are 0 from then on."""
@@ -125,11 +120,6 @@ class Request:
             ended |= stage == Stage.STOPPED
         self.refuse(ended, Code.STOPPED)
 
-    @property
-    def passed(self) -> Indices:
-        """Those that haven't been refused, counted from 0."""
-        return np.flatnonzero(self.results.code == 0)
-
     def still(self, who: Indices) -> Indices:
         """Those of some that haven't been refused."""
         going: Indices = who[self.results.code[who] == 0]
@@ -142,15 +132,8 @@ OPERATION_KERNELS: dict[str, OperationKernel] = {}
 """The kernel of each operation, by name; it takes the system, the request and the operands."""
 
 
-def operation(name: str) -> Callable[[OperationKernel], OperationKernel]:
-    """Declare a function to be the kernel of the operation of that name. Raises KeyError if it has no row in spec/vmm.py."""
-    row = OPERATIONS[name]
-
-    def register(kernel: OperationKernel) -> OperationKernel:
-        OPERATION_KERNELS[row.name] = kernel
-        return kernel
-
-    return register
+operation = declaring(OPERATION_KERNELS, OPERATIONS)
+"""Declares the kernel of the operation of a name."""
 
 
 # -- encryption ------------------------------------------------------------------------------------------------------------
@@ -200,6 +183,11 @@ def copy_numbers(device: Indices | Words, position: Words) -> Words:
     return np.asarray(device).astype(np.uint64) << np.uint64(COUNT_BITS) | position
 
 
+def frame_numbers(frame: Indices | Words) -> Words:
+    """The numbers of the rows of frames."""
+    return np.asarray(frame).astype(np.uint64)
+
+
 def window_numbers(space: Indices | Words, window: Words) -> Words:
     """The numbers of the rows of places of registers."""
     return np.asarray(space).astype(np.uint64) << np.uint64(SPACE_SHIFT) | window
@@ -243,6 +231,7 @@ class BatchVmm:
         self.mappings = _columns(MAPPING, lanes, vcpus, MAPPINGS)
         self.devices = _columns(DEVICE, lanes, rows)
         self.decoding = Table(lanes, WINDOW)
+        self.traps = Table(lanes, {"trapped": _WORD})
         self.windows = np.zeros((lanes, rows, len(Space)), np.uint64)
         self.registers = np.zeros((lanes, rows, len(Register)), np.uint64)
         self.channels = _columns(CHANNEL, lanes, rows)
@@ -327,6 +316,15 @@ class BatchVmm:
         if tracked:
             self.clean[lanes, places >> BLOCK_SHIFT] = False
 
+    def granted(
+        self, _request: Request, who: Indices, _address: Words, _writes: bool | Flags, _device: Indices | None = None
+    ) -> Indices:
+        """Those of some that may access blocks as far as others are concerned who share the machine: here all may.
+
+        Addresses, and the devices that blocks are accessed by or for, have an element for each lane of the request.
+        """
+        return who
+
     # -- devices -----------------------------------------------------------------------------------------------------------
 
     def is_mediated(self, lanes: Indices, device: Indices) -> Flags:
@@ -339,7 +337,32 @@ class BatchVmm:
         mediated, number = self.is_mediated(lanes, device), frame.astype(np.int64) << BLOCK_SHIFT
         own = np.where(number == self.shadow_buffer(device), READ | WRITE, 0)
         own[number == self.shadow_descriptor(device)] = READ
-        refused = self.in_region(frame) if self.policy.iommu_hides_region else np.zeros(len(lanes), np.bool_)
+        refused = self.is_trapped(lanes, frame)
+        if self.policy.iommu_hides_region:
+            refused = refused | self.in_region(frame)
         if self.policy.iommu_confines_mediated:
             refused = refused | mediated
-        return np.where(refused, np.where(mediated, own, 0), READ | WRITE)
+        found = np.where(refused, np.where(mediated, own, 0), READ | WRITE)
+        found[self.vmm["is_iommu_off"][lanes]] = READ | WRITE
+        if self.policy.stop_before_last_round:
+            found[self.vmm["stage"][lanes] == Stage.STOPPED] = 0
+        return found
+
+    # -- registers in memory -----------------------------------------------------------------------------------------------
+
+    def hook(self, lanes: Indices, spaces: Indices, windows: Words, device: Indices | int) -> None:
+        """Let the VMM intercept windows for devices, or for none."""
+        self.decoding.put(lanes, window_numbers(spaces, windows), hooked=device)
+        memory = spaces == Space.MEMORY
+        lanes, windows, hooked = lanes[memory], windows[memory], np.broadcast_to(device, len(memory))[memory] != 0
+        frames = windows >> np.uint64(WINDOW_FRAME_SHIFT)
+        bit = np.uint64(1) << (windows & np.uint64((1 << WINDOW_FRAME_SHIFT) - 1))
+        others = self.traps.get("trapped", lanes, frames) & ~bit
+        self.traps.put(lanes, frames, trapped=np.where(hooked, others | bit, others))
+
+    def is_trapped(self, lanes: Indices, frame: Words) -> Flags:
+        """Whether frames have registers of mediated devices in them."""
+        if not self.policy.unmap_registers:
+            return np.zeros(len(lanes), np.bool_)
+        found: Flags = self.traps.get("trapped", lanes, frame) != 0
+        return found

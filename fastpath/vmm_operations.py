@@ -82,7 +82,9 @@ def _page_block(
     request.refuse(offset >= _PAGE_FRAMES[mappings["level"][place]] << np.uint64(BLOCK_SHIFT), Code.RANGE)
     address = request.address((mappings["frame"][place] << np.uint64(BLOCK_SHIFT)) + offset)
     request.must_run()
-    request.refuse(~mappings["is_live"][place], Code.UNMAPPED)
+    trapped = system.is_trapped(request.lanes, address >> np.uint64(BLOCK_SHIFT))
+    trapped &= ~system.vcpus["is_outside"][request.lanes, vcpus]
+    request.refuse(~mappings["is_live"][place] | trapped, Code.UNMAPPED)
     return place, address
 
 
@@ -90,7 +92,7 @@ def _page_block(
 def load(system: "BatchVmm", request: Request, vcpu: Words, slot: Words, offset: Words) -> None:
     """Read blocks."""
     _place, address = _page_block(system, request, vcpu, slot, offset)
-    passed = request.passed
+    passed = system.granted(request, request.passed, address, False)
     request.results.value[passed] = system.read(request.lanes[passed], address[passed])
 
 
@@ -104,7 +106,7 @@ def store(system: "BatchVmm", request: Request, vcpu: Words, slot: Words, offset
         zero = system.mappings["is_zero"][place]
         request.panic(passed[(zero & ~writable)[passed]])
     request.refuse(~writable, Code.UNMAPPED)
-    passed = request.passed
+    passed = system.granted(request, request.passed, address, True)
     system.write(request.lanes[passed], address[passed], value[passed], tracked=system.policy.track_cpu_writes)
 
 
@@ -158,10 +160,19 @@ def sleep(system: "BatchVmm", request: Request, vcpu: Words) -> None:
     vcpus = request.index(vcpu, system.vcpu_count)
     request.must_run()
     passed = request.passed
+    lanes, devices = request.lanes[passed], system.devices
+    is_storage = devices["is_storage"][lanes]
+    number = np.arange(is_storage.shape[1])
+    mediated = is_storage & (system.deployments["phase"][lanes] != Phase.GONE)
+    pointer = np.where(mediated & system.policy.keep_on_resume, system.shadow_descriptor(number), 0)
+    replace(devices, (lanes,), is_storage=is_storage, descriptors=pointer)
+    system.registers[lanes] = 0
     if system.policy.keep_on_resume:
-        replace(system.mappings, (request.lanes[passed],))
+        replace(system.mappings, (lanes,))
+        replace(system.channels, (lanes,))
     else:
-        system.vcpus["is_outside"][request.lanes[passed], vcpus[passed]] = True
+        system.vmm["is_iommu_off"][lanes] = True
+        system.vcpus["is_outside"][lanes, vcpus[passed]] = True
 
 
 # -- registers -------------------------------------------------------------------------------------------------------------
@@ -228,21 +239,23 @@ def move_window(system: "BatchVmm", request: Request, vcpu: Words, device: Words
         request.refuse(over & ~system.vcpus["is_outside"][lanes, vcpus], Code.BLOCKED)
     passed = request.passed
     lanes, devices, spaces, vcpus, new = lanes[passed], devices[passed], spaces[passed], vcpus[passed], new[passed]
-    old = window_numbers(spaces, system.windows[lanes, devices, spaces])
-    _leave_window(system, "decoded", lanes, devices, old)
+    old = system.windows[lanes, devices, spaces]
+    numbers = window_numbers(spaces, old)
+    mine = decoding.get("decoded", lanes, numbers) == devices
+    decoding.put(lanes[mine], numbers[mine], decoded=0)
     decoding.put(lanes, new, decoded=devices)
     system.windows[lanes, devices, spaces] = window[passed]
     if system.policy.follow_window_moves:
         follows = system.is_mediated(lanes, devices) & ~system.vcpus["is_outside"][lanes, vcpus]
-        lanes, devices, old, new = lanes[follows], devices[follows], old[follows], new[follows]
-        _leave_window(system, "hooked", lanes, devices, old)
-        decoding.put(lanes, new, hooked=devices)
+        lanes, devices, spaces = lanes[follows], devices[follows], spaces[follows]
+        _unhook(system, lanes, devices, spaces, old[follows])
+        system.hook(lanes, spaces, window[passed][follows], devices)
 
 
-def _leave_window(system: "BatchVmm", what: str, lanes: Indices, devices: Indices, numbers: Words) -> None:
-    """Let devices be no longer where they are, or not hooked there any more."""
-    mine = system.decoding.get(what, lanes, numbers) == devices
-    system.decoding.put(lanes[mine], numbers[mine], **{what: 0})
+def _unhook(system: "BatchVmm", lanes: Indices, devices: Indices, spaces: Indices, windows: Words) -> None:
+    """Let windows be hooked for devices no longer."""
+    mine = system.decoding.get("hooked", lanes, window_numbers(spaces, windows)) == devices
+    system.hook(lanes[mine], spaces[mine], windows[mine], 0)
 
 
 # -- DMA -------------------------------------------------------------------------------------------------------------------
@@ -251,7 +264,7 @@ def _leave_window(system: "BatchVmm", what: str, lanes: Indices, devices: Indice
 def _may(system: "BatchVmm", request: Request, device: Words, address: Words, right: int) -> tuple[Indices, Words]:
     """Devices and addresses; refuses what the IOMMU does."""
     devices, address = request.index(device, system.device_count + 1, 1), request.address(address)
-    request.must_run()
+    request.must_run(held=False)
     rights = system.rights(request.lanes, devices, address >> np.uint64(BLOCK_SHIFT))
     request.refuse(rights & right == 0, Code.IOMMU)
     return devices, address
@@ -260,8 +273,8 @@ def _may(system: "BatchVmm", request: Request, device: Words, address: Words, ri
 @operation("dma_read")
 def dma_read(system: "BatchVmm", request: Request, device: Words, address: Words) -> None:
     """Read blocks."""
-    _devices, address = _may(system, request, device, address, 1)
-    passed = request.passed
+    devices, address = _may(system, request, device, address, 1)
+    passed = system.granted(request, request.passed, address, False, devices)
     request.results.value[passed] = system.read(request.lanes[passed], address[passed])
 
 
@@ -269,7 +282,7 @@ def dma_read(system: "BatchVmm", request: Request, device: Words, address: Words
 def dma_write(system: "BatchVmm", request: Request, device: Words, address: Words, value: Words) -> None:
     """Write blocks."""
     devices, address = _may(system, request, device, address, 2)
-    passed = request.passed
+    passed = system.granted(request, request.passed, address, True, devices)
     lanes, devices, address = request.lanes[passed], devices[passed], address[passed]
     shadow = system.devices["is_storage"][lanes, devices] & storage.is_own_buffer(system, devices, address)
     system.channels["is_tampered"][lanes[shadow], devices[shadow]] = True
@@ -280,7 +293,7 @@ def dma_write(system: "BatchVmm", request: Request, device: Words, address: Word
 def transfer(system: "BatchVmm", request: Request, device: Words) -> None:
     """Move the next blocks of commands under way."""
     devices = request.index(device, system.device_count + 1, 1)
-    request.must_run()
+    request.must_run(held=False)
     storage.transfer(system, request, devices)
 
 
@@ -359,8 +372,7 @@ def leave(system: "BatchVmm", request: Request, device: Words) -> None:
     system.devices["descriptors"][place] = system.channels["descriptors"][place]
     system.channels["state"][place] = ChannelState.READY
     for space in Space:
-        numbers = window_numbers(np.full(len(lanes), space), system.windows[lanes, devices, space])
-        _leave_window(system, "hooked", lanes, devices, numbers)
+        _unhook(system, lanes, devices, np.full(len(lanes), space), system.windows[lanes, devices, space])
 
 
 # -- moving ----------------------------------------------------------------------------------------------------------------
@@ -403,6 +415,9 @@ def stop(system: "BatchVmm", request: Request) -> None:
     """Begin the last round."""
     request.must_run(held=False)
     _stage(system, request, Stage.ROUNDS)
+    for device in range(1, system.device_count + 1):
+        busy = mediator.is_busy(system, request.lanes, np.full(len(request.lanes), device))
+        request.refuse(busy, Code.NOT_YET)
     lanes = request.lanes[request.passed]
     put(system.vmm, (lanes,), stage=Stage.STOPPED, next_frame=0)
 
@@ -442,7 +457,8 @@ def _confined(system: "BatchVmm", request: Request, extension: Words, address: W
     permitted = row["is_live"][place].copy()
     if system.policy.confine_extensions:
         frame = address >> np.uint64(BLOCK_SHIFT)
-        permitted &= (row["first"][place] <= frame) & (frame < row["behind"][place]) & ~system.is_recognised(frame)
+        permitted &= (row["first"][place] <= frame) & (frame < row["behind"][place])
+        permitted &= ~(system.is_recognised(frame) | system.is_trapped(request.lanes, frame))
         if writes:
             permitted &= row["may_write"][place]
     request.refuse(~permitted, Code.CONFINED)
@@ -453,7 +469,7 @@ def _confined(system: "BatchVmm", request: Request, extension: Words, address: W
 def extension_read(system: "BatchVmm", request: Request, extension: Words, address: Words) -> None:
     """Read blocks."""
     address = _confined(system, request, extension, address, writes=False)
-    passed = request.passed
+    passed = system.granted(request, request.passed, address, False)
     request.results.value[passed] = system.read(request.lanes[passed], address[passed])
 
 
@@ -461,6 +477,6 @@ def extension_read(system: "BatchVmm", request: Request, extension: Words, addre
 def extension_write(system: "BatchVmm", request: Request, extension: Words, address: Words, value: Words) -> None:
     """Write blocks."""
     address = _confined(system, request, extension, address, writes=True)
-    passed = request.passed
+    passed = system.granted(request, request.passed, address, True)
     tracked = system.policy.track_mediator_writes
     system.write(request.lanes[passed], address[passed], value[passed], tracked=tracked)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 READ, UPDATE, DONE = 0, 1, 2
 """Stages of a walk: an entry is to be read, its accessed or dirty bit to be set, the translation to be cached."""
 
+HALTED = 255
+"""Instead of a fault: others who share the machine don't let a walk go on. It stays as it is."""
+
 _FLAG, _WORD = np.bool_, np.uint64
 WALK = {
     "is_live": _FLAG,
@@ -297,6 +300,9 @@ class Walks:
         at, place, entry = at[~changed], place[~changed], entry[~changed]
         leaf = self["leaf_level"][at] != 0
         wanted = entry | np.where(leaf, self._leaf_needs(at), np.uint64(Entry.A))
+        kept = self.system.is_kept(who.lanes[at], place)
+        who.fault[at[kept]] = HALTED
+        at, place, wanted, leaf = at[~kept], place[~kept], wanted[~kept], leaf[~kept]
         self.system.write(who.lanes[at], place, wanted)
         self._descend(at[~leaf])
         self.put(at[leaf], stage=DONE, is_dirty=wanted[leaf] & np.uint64(Entry.D) != 0, entry=0)

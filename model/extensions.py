@@ -11,13 +11,13 @@ from typing import Any
 from capvisor.model.bits import not_, select
 from capvisor.model.tlb import either
 from capvisor.model.vmm import Address, DeviceId, Lba, Meant, System, Word
-from capvisor.spec.vmm import BLOCK_SHIFT, Phase, Rule
+from capvisor.spec.vmm import ALL_ONES, BLOCK_SHIFT, Phase, Rule
 
 
 def is_within_policy(system: System, number: int, address: Address, is_write: Any) -> Any:
     """Whether the policy of an extension lets it access a block, which is in memory."""
     row, frame = system.extensions[number], address >> BLOCK_SHIFT
-    inside = (row.first <= frame) & (frame < row.behind) & not_(system.is_recognised(frame))
+    inside = (row.first <= frame) & (frame < row.behind) & not_(system.is_recognised(frame) | system.is_trapped(frame))
     return row.is_live & (inside & (row.may_write | not_(is_write)) | not_(system.policy.confine_extensions))
 
 
@@ -68,7 +68,7 @@ class Hooks:
     refuses: Callable[[Any, DeviceId, Lba, Any, Any], Any] = _refuses_none
     """Whether a command to a sector is refused: of a view, device and sector, and whether it writes, and erases."""
     prepares: Callable[[Any, DeviceId, Lba, Any], None] = _prepares_none
-    """Before a command is issued; the last argument is whether the sector is one of its sectors."""
+    """Before a command is issued, for each of its sectors: the last argument is whether it is one."""
     outgoing: Callable[[Any, DeviceId, Lba, Word], Word] = _same
     """What goes to the medium for a word that the guest writes."""
     incoming: Callable[[Any, DeviceId, Lba, Word], Word] = _same
@@ -123,24 +123,35 @@ STANDARD = (SANDBOX, FAULT_INJECTION, DEPLOYMENT, STORAGE_ENCRYPTION)
 # -- what a mediator asks --------------------------------------------------------------------------------------------------
 
 
-def refuses(system: System, device: DeviceId, lba: Lba, is_write: Any, is_erase: Any) -> Any:
-    """Whether a command to a sector is refused."""
+def refuses(system: System, device: DeviceId, lba: Lba, is_write: Any, is_erase: Any, applies: Any) -> Any:
+    """Whether a command is refused because of a sector, if that is one of the command's."""
     found: Any = False
-    for hooks, view in _all(system):
-        found = found | hooks.refuses(view, device, lba, is_write, is_erase)
+    for hooks, view in _added(system):
+        answer = _asked(system, hooks, "refuses", _truth, view, device, lba, is_write, is_erase)
+        system.answers.append(applies & (True if answer is None else answer))
+        found = found | system.answers[-1]
+    for hooks in STANDARD:
+        found = found | applies & hooks.refuses(system, device, lba, is_write, is_erase)
     return found
 
 
-def prepare(system: System, device: DeviceId, lba: Lba, applies: Any) -> None:
-    """Do what is to be done before a command is issued, for a sector, if it is one of the command's."""
-    for hooks, view in _all(system):
-        hooks.prepares(view, device, lba, applies)
+def prepare(system: System, device: DeviceId, lba: Lba, applies: Any) -> Any:
+    """Do what is to be done before a command is issued, for a sector, if it is one of the command's; whether that failed."""
+    failed: Any = False
+    for hooks, view in _added(system):
+        done = _asked(system, hooks, "prepares", lambda _nothing: True, view, device, lba, applies)
+        system.answers.append(applies & (done is None))
+        failed = failed | system.answers[-1]
+    for hooks in STANDARD:
+        hooks.prepares(system, device, lba, applies)
+    return failed
 
 
 def outgoing(system: System, device: DeviceId, lba: Lba, word: Word) -> tuple[Word, Word]:
     """What is meant to be stored for a word that the guest writes, and what goes to the medium for it."""
     for hooks, view in _added(system):
-        word = hooks.outgoing(view, device, lba, word)
+        answer = _asked(system, hooks, "outgoing", _word, view, device, lba, word)
+        word = 0 if answer is None else answer
     meant = word
     for hooks in STANDARD:
         word = hooks.outgoing(system, device, lba, word)
@@ -149,8 +160,11 @@ def outgoing(system: System, device: DeviceId, lba: Lba, word: Word) -> tuple[Wo
 
 def incoming(system: System, device: DeviceId, lba: Lba, word: Word) -> Word:
     """What the guest gets for a word that comes from the medium."""
-    for hooks, view in reversed(_all(system)):
-        word = hooks.incoming(view, device, lba, word)
+    for hooks in reversed(STANDARD):
+        word = hooks.incoming(system, device, lba, word)
+    for hooks, view in reversed(_added(system)):
+        answer = _asked(system, hooks, "incoming", _word, view, device, lba, word)
+        word = 0 if answer is None else answer
     return word
 
 
@@ -158,5 +172,20 @@ def _added(system: System) -> list[tuple[Hooks, Any]]:
     return [(each, View(system, each.extension)) for each in system.hooks]
 
 
-def _all(system: System) -> list[tuple[Hooks, Any]]:
-    return [*_added(system), *((each, system) for each in STANDARD)]
+def _asked(system: System, hooks: Hooks, name: str, read: Callable[[Any], Any], *arguments: Any) -> Any:
+    """What an added hook answers, as it is read; None where it raises, or answers what can't be read, which is noted."""
+    try:
+        return read(getattr(hooks, name)(*arguments))
+    except system.hook_errors as error:
+        system.faults.append(f"{hooks.name}: {name}: {type(error).__name__}: {error}")
+        return None
+
+
+def _truth(answer: Any) -> Any:
+    """An answer as a truth value; of those that stand for many, as it is."""
+    return answer if hasattr(answer, "select") else bool(answer)
+
+
+def _word(answer: Any) -> Word:
+    """As many bits of an answer as a word has."""
+    return answer & ALL_ONES

@@ -208,15 +208,22 @@ def _check(system: System, device: DeviceId, first: Lba, length: int, is_write: 
         _fail(system, device)
     refused: Any = False
     for number in range(SHADOW_BLOCKS if system.policy.check_all_sectors else 1):
-        lba = first + number & LBA_MASK
-        refused = refused | (number < length) & extensions.refuses(system, device, lba, is_write, is_erase)
+        lba, applies = first + number & LBA_MASK, number < length
+        if applies is not False:
+            refused = refused | extensions.refuses(system, device, lba, is_write, is_erase, applies)
     if refused:
         _fail(system, device)
 
 
 def _prepare(system: System, device: DeviceId, first: Lba, length: int) -> None:
+    """Let hooks do what is to be done before a command is issued. Raises Refused."""
+    failed = False
     for number in range(SHADOW_BLOCKS):
-        extensions.prepare(system, device, first + number & LBA_MASK, number < length)
+        applies = number < length
+        if applies is not False:
+            failed = extensions.prepare(system, device, first + number & LBA_MASK, applies) | failed
+    if failed:
+        _fail(system, device)
 
 
 # -- DMA -------------------------------------------------------------------------------------------------------------------
@@ -275,8 +282,10 @@ def mediate(system: System, device: DeviceId) -> None:
     is_whole, is_over = position == channel.length, is_used & is_last
     if system.policy.whole_descriptors & is_over & not_(is_whole):
         _abort(system, device)
-    # EFFECT
     buffer, lba = system.shadow_buffer(device) + channel.position, channel.first + channel.position & LBA_MASK
+    if not_(system.is_address(buffer)):
+        _abort(system, device)
+    # EFFECT
     if is_out:
         word = system.read("mediator", device, address)
         system.plain[device, channel.position], system.memory[buffer] = extensions.outgoing(system, device, lba, word)
@@ -297,7 +306,7 @@ def mediate(system: System, device: DeviceId) -> None:
 def _check_buffer(system: System, device: DeviceId, address: Address) -> None:
     """Whether the guest may have a buffer, or a descriptor, at an address. Raises Refused."""
     policy = system.policy
-    if not_(system.is_address(address)):
+    if not_(system.is_address(address)) | system.is_trapped(address >> BLOCK_SHIFT):
         _abort(system, device)
     checks = policy.descriptors_outside_region & policy.descriptors_checked_at_use
     if checks & system.is_recognised(address >> BLOCK_SHIFT):

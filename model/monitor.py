@@ -199,6 +199,7 @@ class Monitor:
         # EFFECT
         if self.policy.scrub_on_create:
             self.scrub(base, base + size)
+        self.forget_slots(base, base + size)
         self.regions[cvm_id] = Region(True, base, base + size, outer, is_purecap)
         for place, cap in enumerate((*self.own_pair(cvm_id), *self.call_pair(cvm_id))):
             self.put(base + size - store_bytes + place * granule, cap)
@@ -214,6 +215,16 @@ class Monitor:
             return Granule(*(select(inside, empty, held) for empty, held in zip(EMPTY, granule, strict=True)))
 
         self.memory.map_granules(cleared)
+
+    def forget_slots(self, base: int, top: int) -> None:
+        """Memory gets another owner, or none: no grant has been put there."""
+        shift, start = self.format.granule_shift, self.memory.base
+
+        def forgotten(index: int, slot: Slot) -> Slot:
+            address = start + (index << shift)
+            return slot._replace(is_slot=slot.is_slot & not_((base <= address) & (address < top)))
+
+        self.slots.map(forgotten)
 
     def destroy(self, cvm_id: CvmId) -> Code:
         """End a cVM: its threads, its grants and portals; its memory is cleared."""
@@ -246,6 +257,7 @@ class Monitor:
 
         self.threads.for_each(wake)
         self.scrub(row.base, row.top)
+        self.forget_slots(row.base, row.top)
         self.regions[cvm_id] = row._replace(is_live=False)
         return Code.OK
 
@@ -286,6 +298,8 @@ class Monitor:
             return Code.RANGE
         self.grants[number] = Grant(True, owner, base, base + size)
         self.held.map(lambda key, held: held & (key[0] != number))
+        # Where another grant of that number was put, this one wasn't: revoking it takes nothing there.
+        self.slots.map(lambda _index, slot: slot._replace(is_slot=slot.is_slot & (slot.grant != number)))
         return Code.OK
 
     def put_grant(self, caller: CvmId, address: int, number: int) -> Code:
@@ -313,10 +327,10 @@ class Monitor:
         return Code.OK
 
     def revoke(self, number: int) -> None:
-        """Take a grant back: out of memory and registers."""
+        """Take a grant back: out of memory, if it hasn't been already, and out of registers."""
         row = self.grants[number]
         self.withdraw(number)
-        self.take_back(lambda each, _grant: each == number, row.base, row.top, row.last_slot)
+        self.take_back(lambda each, _grant: row.is_live & (each == number), row.base, row.top, row.last_slot)
 
     def withdraw(self, number: int) -> None:
         """End a grant, so that no one gets it any more."""

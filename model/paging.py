@@ -34,6 +34,9 @@ P, RW, US, A, D, PS, G, NX = (
 )
 
 
+READ_ACCESS, WRITE, FETCH = Access.READ.value, Access.WRITE.value, Access.FETCH.value
+
+
 class Fault(Exception):  # noqa: N818 - the architecture's word
     """An access that doesn't complete: what kind, a page fault's error code, and the frame that a host's exit names.
 
@@ -149,8 +152,9 @@ class Space(Protocol):
 
 def is_canonical(address: int, levels: int) -> bool:
     """Whether the bits that aren't translated repeat the highest that is. Source: Intel SDM vol. 1, 3.3.7.1."""
-    above = address >> address_bits(levels) - 1
-    return (above == 0) | (above == (1 << 65 - address_bits(levels)) - 1)
+    bits = address_bits(levels)
+    above = address >> bits - 1
+    return (above == 0) | (above == (1 << 65 - bits) - 1)
 
 
 def cut(address: int, levels: int) -> int:
@@ -178,8 +182,8 @@ def begin(space: Space, address: int, access: int, is_user: bool) -> Walk:
 
 def page_fault(walk: Walk, code: int) -> Fault:
     """A page fault of a walk's access. Source: Intel SDM vol. 3A, 4.7."""
-    code = code | select(walk.access == Access.WRITE, ErrorCode.WR.value, 0) | select(walk.is_user, ErrorCode.US.value, 0)
-    return Fault(FaultKind.PAGE, code | select(walk.access == Access.FETCH, ErrorCode.ID.value, 0))
+    code = code | select(walk.access == WRITE, ErrorCode.WR.value, 0) | select(walk.is_user, ErrorCode.US.value, 0)
+    return Fault(FaultKind.PAGE, code | select(walk.access == FETCH, ErrorCode.ID.value, 0))
 
 
 def is_leaf(entry: Word, level: int) -> bool:
@@ -224,14 +228,14 @@ def descend(walk: Walk) -> Walk:
 
 def needed_bits(access: int) -> int:
     """What a page's own entry has set once it was used. Source: Intel SDM vol. 3A, 4.8."""
-    return A | select(access == Access.WRITE, D, 0)
+    return A | select(access == WRITE, D, 0)
 
 
 def read_leaf(space: Space, walk: Walk) -> Walk:
     """An entry that maps a page: the rights, then the page."""
     # CHECKS
-    lacks_write = (walk.access == Access.WRITE) & not_(walk.is_writable)
-    lacks_fetch = (walk.access == Access.FETCH) & not_(walk.is_executable)
+    lacks_write = (walk.access == WRITE) & not_(walk.is_writable)
+    lacks_fetch = (walk.access == FETCH) & not_(walk.is_executable)
     if lacks_write | lacks_fetch | walk.is_user & not_(walk.is_user_page):
         raise page_fault(walk, ErrorCode.P.value)
     base = named_frame(walk.entry) >> INDEX_BITS * (walk.level - 1) << INDEX_BITS * (walk.level - 1)
@@ -381,13 +385,13 @@ class Nested(Direct):
             self.updates += host.updates
 
     def table(self, walk: Walk) -> Frame:
-        found, host = self._located(walk.frame, Access.WRITE)
+        found, host = self._located(walk.frame, WRITE)
         self.references += host.references
         return addressed_frame(found)
 
     def table_again(self, walk: Walk) -> Frame:
         # No more references: the processor has had the frame since the step before.
-        return addressed_frame(self._located(walk.frame, Access.WRITE)[0])
+        return addressed_frame(self._located(walk.frame, WRITE)[0])
 
     def page(self, walk: Walk, base: Frame, level: int) -> tuple[Frame, int]:
         found, host = self._located(base + frame_in_page(walk.address, level), walk.access)

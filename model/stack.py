@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from capvisor.model import object_system, paging, tpt, vmm, vmm_devices
+from capvisor.model.bits import select
 from capvisor.model.memory import EMPTY, Granule, Memory, SparseStore, Sweep
 from capvisor.model.paging import Fault
 from capvisor.model.stack_memory import Frame, Granules, MachineMemory, owned_frames
@@ -18,6 +19,7 @@ from capvisor.model.tpt import FrameRow, Touch
 from capvisor.spec import vmm as vmm_spec
 from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, FREE, HOST, WORDS_PER_FRAME, Access
 from capvisor.spec.stack import (
+    GRANULE_BITS,
     GRANULES_PER_FRAME,
     WORDS_PER_BLOCK,
     WORDS_PER_GRANULE,
@@ -237,6 +239,13 @@ class Pages(SparseStore):
                     raise
                 found.append(fault)
         contents = [None if isinstance(frame, Fault) else stack.content_of(frame) for frame in found]
+        if contents != self.bound:
+            self._bind(contents)
+        self.found = found
+
+    def _bind(self, contents: list[Content]) -> None:
+        """Bind pages to what was found there, None where nothing was. Raises Halt."""
+        stack = self._stack
         if stack.policy.pages_bound:
             others = {each for pages in stack.pages.values() if pages is not self for each in pages.bound}
             fresh = [content for content, bound in zip(contents, self.bound, strict=True) if bound is None]
@@ -248,17 +257,16 @@ class Pages(SparseStore):
                 if content != bound and not is_first:
                     raise Halt(Code.MOVED)
         self.bound = [bound if content is None else content for content, bound in zip(contents, self.bound, strict=True)]
-        self.found = found
 
     def _frame(self, index: int) -> Frame:
         assert self.found is not None
-        frame = self.found[index // GRANULES_PER_FRAME]
+        frame = self.found[index >> GRANULE_BITS]
         if isinstance(frame, Fault):
             raise frame
         return frame
 
     def get(self, index: int) -> Granule:
-        number = index % GRANULES_PER_FRAME
+        number = index & GRANULES_PER_FRAME - 1
         if self.found is None:
             return self.kept(index)
         frame = self._frame(index)
@@ -266,7 +274,7 @@ class Pages(SparseStore):
         return self._stack.memory.get(frame, number)
 
     def set(self, index: int, granule: Granule) -> None:
-        frame, number = self._frame(index), index % GRANULES_PER_FRAME
+        frame, number = self._frame(index), index & GRANULES_PER_FRAME - 1
         self._stack.note_granule(frame, number, True)
         self._stack.memory.set(frame, number, granule)
 
@@ -325,7 +333,7 @@ class HostedVmm(vmm.System):
         super().__init__(frames, region, vcpus, devices, policy, cipher, self._table, hooks)
 
     def _table(self, name: str, empty: Any) -> Any:
-        return self._blocks if name == "memory" else Rows(empty)
+        return self._blocks if name == "memory" else self._stack.make_table(VMM_LAYER, name, empty)
 
     def read(self, actor: str, number: int, address: int) -> int:
         self._stack.check_block(Via(actor), number, address, False)
@@ -338,12 +346,22 @@ class HostedVmm(vmm.System):
         self._blocks.keeps_tags = False
 
 
+def place_of_tables(policy: StackPolicy, region: tuple[Frame, Frame], needed: int) -> tuple[Frame, bool]:
+    """The first of so many frames that the tables of tags are, and whether there is room for them."""
+    first = (region[1] if policy.tables_in_region else region[0]) - needed
+    return first, first >= (region[0] + vmm_spec.LEAST_REGION if policy.tables_in_region else 0)
+
+
 class Stack:
     """One machine with all four: `frames`, the VMM's region [first, behind), so many vCPUs for VMs and devices, from 1.
 
     The host has one vCPU more, the last. Monitors come by `host`. Raises ValueError where the region doesn't hold the tables
     of tags that are to be in it, and as the layers do.
     """
+
+    memory_type: type[MachineMemory] = MachineMemory
+    disk_type: type[Granules] = Granules
+    pages_type: type[Pages] = Pages
 
     def __init__(
         self,
@@ -361,19 +379,19 @@ class Stack:
         self.policy = policy
         self.owners = TagTable(frames) if owners is None else owners
         needed = sum(tag_table_frames(frames))
-        first_table = (region[1] if policy.tables_in_region else region[0]) - needed
-        least = vmm_spec.LEAST_REGION if policy.tables_in_region else 0
-        if first_table < (region[0] if least else 0) + least:
+        first_table, has_room = place_of_tables(policy, region, needed)
+        if not has_room:
             raise ValueError(f"{needed} frames are the tables of tags: the last of the region, or those before it")
-        self.memory = MachineMemory(frames, first_table, self.owners)
-        self.disk = Granules(SWAP_SLOTS)
+        self.memory = self.memory_type(frames, first_table, self.owners)
+        self.disk = self.disk_type(SWAP_SLOTS)
+        self.region = region
         self.vmm = HostedVmm(self, frames, region, vcpus + 1, devices, vmm_policy, cipher, hooks)
         self.tpt = tpt.System(
             frames,
             vcpus,
             devices + 1,
             tag_policy,
-            lambda name, empty: HostsFrames(region) if name == "frames" else Rows(empty),
+            lambda name, empty: self.make_table(TPT_LAYER, name, empty),
             memory=Words(self, self.memory),
             disk=Words(self, self.disk),
             tags=self.owners,
@@ -395,11 +413,15 @@ class Stack:
         self.is_crossed = False
         """Whether an access of the VMM's step was refused because the frame is another's."""
 
+    def make_table(self, layer: str, name: str, empty: Any) -> Any:
+        """A table of the VMM's or of translation pass-through's."""
+        return HostsFrames(self.region) if (layer, name) == (TPT_LAYER, "frames") else Rows(empty)
+
     # -- monitors
 
     def host(self, layer: str, monitor: Any, vm: VmId) -> None:
         """Let a monitor's memory be that of a VM. Raises ValueError where it doesn't begin at a page."""
-        self.pages[layer] = Pages(self, layer, vm, monitor.memory)
+        self.pages[layer] = self.pages_type(self, layer, vm, monitor.memory)
         monitor.memory.store = self.pages[layer]
         self.monitors[layer] = monitor
 
@@ -407,6 +429,10 @@ class Stack:
     def bound(self) -> tuple[Content, ...]:
         """The contents of all pages of monitors, None for those that weren't used yet."""
         return tuple(content for pages in self.pages.values() for content in pages.bound)
+
+    def is_bound(self, frame: Frame, vm: VmId) -> bool:
+        """Whether what a frame holds is a page of one of a VM's monitors."""
+        return any(self.content_of(frame) in pages.bound for pages in self.pages.values() if pages.vm == vm)
 
     def is_kept(self, frame: Frame) -> bool:
         """Whether a frame holds memory of shared objects."""
@@ -429,6 +455,10 @@ class Stack:
             if each == content:
                 return self.disk.of_frame(slot)
         return self._lost.get(content, {})
+
+    def granules_of(self, frames: Iterator[Frame]) -> dict[Frame, dict[int, Granule]]:
+        """The granules of some frames that aren't empty."""
+        return {frame: self.memory.of_frame(frame) for frame in frames}
 
     def follow(self, name: str, operands: tuple[Any, ...], held: dict[Frame, dict[int, Granule]]) -> None:
         """Note where contents have gone with an operation of the host's, before which some frames held something."""
@@ -475,6 +505,10 @@ class Stack:
 
     # -- who is who
 
+    def owned(self) -> dict[Frame, int]:
+        """The owners of frames that are somebody's."""
+        return owned_frames(self.owners)
+
     def running(self, vcpu: int) -> VmId:
         """The VM that a vCPU runs for, FREE for the host."""
         return self.tpt.vcpus[vcpu].vm if vcpu < self.tpt.vcpu_count else FREE
@@ -494,7 +528,8 @@ class Stack:
     def device_at(self, space: int, number: int) -> DeviceId:
         """The device whose register that is, as it or its mediator is reached; 0: none."""
         key = space, number >> vmm_spec.WINDOW_SHIFT
-        return self.vmm.hooked[key] or self.vmm.decoded[key]
+        hook = self.vmm.hooked[key]
+        return select(hook != 0, hook, self.vmm.decoded[key])
 
     def is_busy(self, device: DeviceId) -> bool:
         """Whether a command of a device is under way, there or at its mediator."""
@@ -514,13 +549,17 @@ class Stack:
 
     def begin(self, layer: str, via: Via, principal: Principal, vcpu: int = 0, device: DeviceId = 0) -> Before:
         """A step is about to be taken."""
-        objects = object_system.before(self.monitors[ORC]) if ORC in self.monitors else None
-        before = Before(self.tagged(), owned_frames(self.owners), self.bound, self.is_stopped, objects)
-        self.accesses, self.is_crossed = [], False
-        self.tpt.touches.clear()
+        before, self.is_crossed = self.before(), False
         self.via, self.principal, self.vcpu, self.device = via, principal, vcpu, device
         self.is_within = layer in (TPT_LAYER, VMM_LAYER)
         return before
+
+    def before(self) -> Before:
+        """What a step is compared with, of which nothing is noted yet."""
+        self.accesses = []
+        self.tpt.touches.clear()
+        objects = object_system.before(self.monitors[ORC]) if ORC in self.monitors else None
+        return Before(self.tagged(), self.owned(), self.bound, self.is_stopped, objects)
 
     def enter(self, layer: str) -> None:
         """A step of a monitor or of its guests goes on, if all of its memory is there. Raises Halt and Fault."""
@@ -546,7 +585,7 @@ class Stack:
 
     def note(self, frame: Frame, word: int, words: int, is_write: bool, device: DeviceId = 0) -> None:
         """Note an access to memory, by whom the step is taken for."""
-        pending = frame < self.tpt.frame_count and self.tpt.is_pending(frame, self.vcpu)
+        pending = (frame < self.tpt.frame_count) & self.tpt.is_pending(frame, self.vcpu)
         places = self._places(frame, word)
         access = (self.principal, self.via, frame, word, words, is_write, self.owners[frame], pending, places, device)
         self.accesses.append(MemoryAccess(*access))
@@ -580,7 +619,7 @@ class Stack:
         is_device = self.via is Via.DEVICE
         if is_device:
             bit = vmm_devices.WRITE if is_write else vmm_devices.READ
-            if not vmm_devices.rights(self.vmm, self.device, frame) & bit:
+            if vmm_devices.rights(self.vmm, self.device, frame) & bit == 0:
                 raise Fault(FaultKind.IOMMU, frame=frame)
         if is_write and self.via is not Via.BOOKS and self.policy.base_memory_kept and self.is_kept(frame):
             raise Fault(FaultKind.IOMMU, frame=frame) if is_device else Halt(Code.KEPT)
@@ -622,5 +661,5 @@ class Stack:
     def note_started(self, vcpu: int, space: int, number: int, value: int) -> None:
         """Note for whom a bus master is started."""
         device, register = self.device_at(space, number), number & (1 << vmm_spec.WINDOW_SHIFT) - 1
-        if device and register == Register.START and value & vmm_spec.START_BIT:
+        if (device != 0) & (register == Register.START) & (value & vmm_spec.START_BIT != 0):
             self.started[device] = self.running(vcpu)

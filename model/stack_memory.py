@@ -7,6 +7,7 @@ tag, unless it is said to keep it. Source: spec/stack.md, 1.
 from collections.abc import Iterator
 from typing import Any
 
+from capvisor.model.bits import select
 from capvisor.model.memory import EMPTY, Granule
 from capvisor.spec.paging import FREE, WORDS_PER_FRAME
 from capvisor.spec.stack import GRANULES_PER_FRAME, TAGS_PER_WORD, WORDS_PER_GRANULE, tag_table_frames
@@ -39,16 +40,15 @@ class Granules:
 
     def word(self, frame: Frame, index: int) -> int:
         """A word of a frame."""
-        granule = self.get(frame, index // WORDS_PER_GRANULE)
-        return granule.upper if index % WORDS_PER_GRANULE else granule.lower
+        granule = self.get(frame, index >> 1)
+        return select(index & 1 != 0, granule.upper, granule.lower)
 
     def set_word(self, frame: Frame, index: int, value: int, keeps_tag: bool = False) -> None:
         """Write a word of a frame."""
-        number = index // WORDS_PER_GRANULE
+        number, is_upper = index >> 1, index & 1 != 0
         was = self.get(frame, number)
-        tag = was.tag and keeps_tag
-        halves = (value, was.lower) if index % WORDS_PER_GRANULE else (was.upper, value)
-        self.set(frame, number, Granule(tag, *halves))
+        halves = select(is_upper, value, was.upper), select(is_upper, was.lower, value)
+        self.set(frame, number, Granule(keeps_tag & was.tag, *halves))
 
     def of_frame(self, frame: Frame) -> dict[int, Granule]:
         """The granules of a frame that aren't empty, by number: a copy."""
@@ -56,14 +56,18 @@ class Granules:
 
     def clear(self, frame: Frame) -> None:
         """Clear a frame, tags and all."""
-        for number in range(GRANULES_PER_FRAME):
+        for number in self.numbers(frame):
             self.set(frame, number, EMPTY)
 
     def copy(self, target: Frame, source_store: "Granules", source: Frame) -> None:
         """Replace a frame by another one, of this or another store, tags and all."""
-        found = [source_store.get(source, number) for number in range(GRANULES_PER_FRAME)]
-        for number, granule in enumerate(found):
-            self.set(target, number, granule)
+        found = source_store.of_frame(source)
+        for number in sorted({*self.numbers(target), *found}):
+            self.set(target, number, found.get(number, EMPTY))
+
+    def numbers(self, frame: Frame) -> list[int]:
+        """Which granules of a frame have to be set for all of it to be another's."""
+        return list(self.held.get(frame, {}))
 
     def words_of(self, frame: Frame) -> dict[int, int]:
         """The words of a frame that aren't zero, by index."""
@@ -98,9 +102,13 @@ class MachineMemory(Granules):
         self._tag_frames, owner_frames = tag_table_frames(frames)
         self.behind_tables = first_table + self._tag_frames + owner_frames
 
+    def numbers(self, frame: Frame) -> list[int]:
+        """Of a table, all: tags change by what is written there, whatever it reads as."""
+        return list(range(GRANULES_PER_FRAME)) if self.is_table(frame) else super().numbers(frame)
+
     def is_table(self, frame: Frame) -> bool:
         """Whether a frame is of the tables of tags."""
-        return self.first_table <= frame < self.behind_tables
+        return (self.first_table <= frame) & (frame < self.behind_tables)
 
     def set(self, frame: Frame, number: int, granule: Granule) -> None:
         """Replace a granule of a frame; in a table, that changes tags."""

@@ -28,7 +28,7 @@ from capvisor.spec.stack_invariants import STACK_INVARIANTS, Place, Step
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
 from capvisor.spec.tpt_invariants import Place as TptPlace
 from capvisor.spec.tpt_invariants import Step as TptStep
-from capvisor.spec.vmm_invariants import Step as VmmStep
+from capvisor.spec.vmm_words import Step as VmmStep
 
 OUTSIDE = "outside"
 """What a layer's own step is called in which nothing of that layer was done."""
@@ -39,7 +39,7 @@ _TPT_VIAS = {tpt_spec.Actor.DEVICE: Via.DEVICE, tpt_spec.Actor.HOST: Via.BOOKS}
 # -- the VMM ---------------------------------------------------------------------------------------------------------------
 
 
-def perform_vmm(machine: Stack, name: str, *operands: Any) -> Step:
+def perform_vmm(machine: Stack, name: str, *operands: Any, perform: Callable[..., Any] = vmm_system.perform) -> Step:
     """An operation of the VMM's machine. Raises KeyError for a name that is none."""
     row = vmm_spec.OPERATIONS[name]
     before = machine.begin(VMM_LAYER, Via.CPU, Principal(Who.HOST))
@@ -48,7 +48,7 @@ def perform_vmm(machine: Stack, name: str, *operands: Any) -> Step:
         return Step(machine, VMM_LAYER, name, operands, code, None, None, machine.end(), before, False)
     if row.actor is vmm_spec.Actor.GUEST:
         machine.issuer = machine.running(operands[0])
-    inner = vmm_system.perform(machine.vmm, name, *operands)
+    inner = perform(machine.vmm, name, *operands)
     if inner.is_completed and name == "output":
         machine.note_started(*operands)
     if machine.is_crossed and name in ("mediate", "transfer"):
@@ -71,7 +71,7 @@ def _refused_vmm(machine: Stack, row: vmm_spec.Operation, operands: tuple[Any, .
 # -- translation pass-through ----------------------------------------------------------------------------------------------
 
 
-def perform_tpt(machine: Stack, name: str, *operands: Any) -> Step:
+def perform_tpt(machine: Stack, name: str, *operands: Any, perform: Callable[..., Any] = tpt_system.perform) -> Step:
     """An operation of translation pass-through. Raises KeyError for a name that is none."""
     row = tpt_spec.OPERATIONS[name]
     via = _TPT_VIAS.get(row.actor, Via.CPU)
@@ -87,7 +87,7 @@ def perform_tpt(machine: Stack, name: str, *operands: Any) -> Step:
         return Step(machine, TPT_LAYER, name, operands, code, None, None, machine.end(), before, False)
     held = _contents_given_up(machine, name, operands)
     try:
-        inner = tpt_system.perform(machine.tpt, name, *operands)
+        inner = perform(machine.tpt, name, *operands)
     except Halt as stopped:
         return Step(machine, TPT_LAYER, name, operands, stopped.code, None, None, machine.end(), before, False)
     if inner.is_completed:
@@ -117,7 +117,7 @@ def _contents_given_up(machine: Stack, name: str, operands: tuple[Any, ...]) -> 
     if row.actor is not tpt_spec.Actor.HOST:
         return {}
     named = (each for (_name, kind), each in zip(row.operands, operands, strict=True) if kind in _FRAMES)
-    return {frame: machine.memory.of_frame(frame) for frame in named}
+    return machine.granules_of(named)
 
 
 # -- monitors and their guests ---------------------------------------------------------------------------------------------
@@ -246,6 +246,9 @@ def inner_steps(step: Step) -> dict[str, Any]:
         steps[ORC] = OrcStep(machine.monitors[ORC], step.before.objects, OUTSIDE, OUTSIDE)
     if step.inner is not None:
         steps[step.layer] = step.inner
+    if step.layer == VMM_LAYER and step.inner is not None and machine.is_crossed:
+        # Refused because the frame is another's: of that the VMM's own specification knows nothing.
+        steps[VMM_LAYER] = step.inner._replace(before=None)
     return steps
 
 

@@ -10,16 +10,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from capvisor.model.bits import not_, select
-from capvisor.model.paging import Frame, Walk
+from capvisor.model.paging import FETCH, WRITE, Frame, Walk
 from capvisor.model.tables import Rows, Table
-from capvisor.spec.paging import Access, frames_of, index_shift
+from capvisor.spec.paging import frames_of, index_shift
 from capvisor.spec.tpt import CACHE_SLOTS, TLB_SLOTS
 
 Vcpu = int
 LEAF_LEVELS, TABLE_LEVELS = (1, 2, 3), (1, 2, 3, 4)
-PAGE_SHIFTS = tuple((level, index_shift(level)) for level in LEAF_LEVELS)
-PREFIX_SHIFTS = tuple((level, index_shift(level + 1)) for level in TABLE_LEVELS)
-WRITE, FETCH = Access.WRITE.value, Access.FETCH.value
+SHIFT_1, SHIFT_2, SHIFT_3, SHIFT_4, SHIFT_5 = (index_shift(level) for level in (1, 2, 3, 4, 5))
+LAST_SLOT_FIRST = tuple(reversed(range(TLB_SLOTS)))
 
 
 class Translation(NamedTuple):
@@ -67,19 +66,19 @@ def matches(entry: Translation, asid: int, address: int) -> Any:
     """Whether an entry translates an address, cut, under an ASID."""
     if entry.is_live is False:
         return False
-    same_page: Any = False
-    for level, shift in PAGE_SHIFTS:
-        same_page = same_page | (entry.level == level) & (entry.page == address >> shift)
-    return entry.is_live & (entry.asid == asid) & same_page
+    level, page = entry.level, entry.page
+    same = (level == 1) & (page == address >> SHIFT_1) | (level == 2) & (page == address >> SHIFT_2)
+    same = same | (level == 3) & (page == address >> SHIFT_3)
+    return entry.is_live & (entry.asid == asid) & same
 
 
 def leads(entry: CachedTable, asid: int, address: int) -> Any:
     """Whether an address, cut, is walked through a cached table, under an ASID."""
     if entry.is_live is False:
         return False
-    same: Any = False
-    for level, shift in PREFIX_SHIFTS:
-        same = same | (entry.level == level) & (entry.prefix == address >> shift)
+    level, prefix = entry.level, entry.prefix
+    same = (level == 1) & (prefix == address >> SHIFT_2) | (level == 2) & (prefix == address >> SHIFT_3)
+    same = same | (level == 3) & (prefix == address >> SHIFT_4) | (level == 4) & (prefix == address >> SHIFT_5)
     return entry.is_live & (entry.asid == asid) & same
 
 
@@ -108,13 +107,13 @@ class Tlb:
     def hit(self, vcpu: Vcpu, asid: int, address: int, access: int, is_user: bool) -> Any:
         """The first slot whose translation will do, or TLB_SLOTS."""
         found: Any = TLB_SLOTS
-        for slot in reversed(range(TLB_SLOTS)):
-            entry = self.translations[vcpu, slot]
-            if entry.is_live is False:
-                continue
-            is_there = matches(entry, asid, address)
-            if is_there is not False:
-                found = select(is_there & permits(entry, access, is_user), slot, found)
+        translations = self.translations
+        for slot in LAST_SLOT_FIRST:
+            entry = translations[vcpu, slot]
+            if entry.is_live is not False:
+                is_there = matches(entry, asid, address)
+                if is_there is not False:
+                    found = select(is_there & permits(entry, access, is_user), slot, found)
         return found
 
     def deepest(self, vcpu: Vcpu, asid: int, address: int) -> Any:

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 from capvisor.model import paging
 from capvisor.model.bits import not_, select
-from capvisor.model.paging import Fault, Frame, Space, SparseWords, Walk, Word, WordStore
+from capvisor.model.paging import WRITE, Fault, Frame, Space, SparseWords, Walk, Word, WordStore
 from capvisor.model.tables import Rows, Table
 from capvisor.model.tags import TagTable
-from capvisor.model.tlb import WRITE, Tlb, matches
+from capvisor.model.tlb import Tlb, matches
 from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, FREE, WORDS_PER_FRAME, Mode, frames_of
 from capvisor.spec.tag_policy import INTENDED, TagPolicy
 from capvisor.spec.tpt import CACHE_SLOTS, MAX_DEVICES, MAX_FRAMES, MAX_VCPUS, SWAP_SLOTS, TLB_SLOTS, Code, FaultKind
 
 VmId = int
 VcpuId = int
+TPT = Mode.TPT.value
 
 
 class Refused(Exception):  # noqa: N818 - as a trap is none, neither is this an error
@@ -168,7 +169,7 @@ class System:
     def space(self, vcpu: VcpuId) -> Space:
         """What a vCPU walks."""
         row, vm = self.running(vcpu)
-        return TaggedSpace(self, vcpu, row, vm) if vm.mode == Mode.TPT else MappedSpace(self, vcpu, row, vm)
+        return TaggedSpace(self, vcpu, row, vm) if vm.mode == TPT else MappedSpace(self, vcpu, row, vm)
 
     def abort_walk(self, vcpu: VcpuId) -> None:
         """Drop the walk under way."""
@@ -198,12 +199,15 @@ class System:
     def translated(self, vcpu: VcpuId, address: int, access: int, is_user: bool) -> Frame:
         """The frame that an access by virtual address (cut) goes to: by the TLB, or by a walk. Raises Fault."""
         row, vm = self.running(vcpu)
+        return self._translated(vcpu, row, vm, address, access, is_user)
+
+    def _translated(self, vcpu: VcpuId, row: Vcpu, vm: Vm, address: int, access: int, is_user: bool) -> Frame:
         slot = self.tlb.hit(vcpu, row.asid, address, access, is_user)
         if slot != TLB_SLOTS:
             entry = self.tlb.translations[vcpu, slot]
             frame = entry.frame + in_page(address, entry.level)
-            looks = (self.policy.tag_check == "access") & self.policy.check_leaf & (vm.mode == Mode.TPT)
-            if looks & (self.tags.looked_up(frame) != row.vm):
+            looks = self.policy.tag_check == "access" and self.policy.check_leaf
+            if looks and (vm.mode == TPT) & (self.tags.looked_up(frame) != row.vm):
                 self.tlb.drop_address(vcpu, row.asid, address)
                 raise Fault(FaultKind.TAG, frame=frame)
             return frame
@@ -223,7 +227,7 @@ class System:
             raise Fault(FaultKind.GENERAL)
         if address & 7 != 0:
             raise Fault(FaultKind.ALIGNMENT)
-        frame = self.translated(vcpu, paging.cut(address, vm.levels), access, is_user)
+        frame = self._translated(vcpu, row, vm, paging.cut(address, vm.levels), access, is_user)
         index = address >> 3 & WORDS_PER_FRAME - 1
         self.touch("data", vcpu, row.vm, frame, index, is_write)
         if is_write:
@@ -296,7 +300,7 @@ class TaggedSpace(GuestSpace):
         return walk.frame
 
     def _check(self, looks: bool, frame: Frame) -> None:
-        if looks & (self.system.tags.looked_up(frame) != self.row.vm):
+        if looks and self.system.tags.looked_up(frame) != self.row.vm:
             raise Fault(FaultKind.TAG, frame=frame)
 
     def page(self, _walk: Walk, base: Frame, level: int) -> tuple[Frame, int]:

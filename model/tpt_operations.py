@@ -5,7 +5,7 @@ from typing import Any
 
 from capvisor.model import paging
 from capvisor.model.bits import not_
-from capvisor.model.paging import DONE, Fault, Frame, Walk, Word
+from capvisor.model.paging import DONE, FETCH, READ_ACCESS, WRITE, Fault, Frame, Walk, Word
 from capvisor.model.tags import REGION_FRAMES
 from capvisor.model.tlb import covers, matches
 from capvisor.model.tpt import FrameRow, Mapping, Refused, Swap, System, Touch, VcpuId, Vm, VmId, is_vm
@@ -17,7 +17,6 @@ from capvisor.spec.paging import (
     LEVELS,
     RESERVED_CR3,
     WORDS_PER_FRAME,
-    Access,
     Mode,
 )
 from capvisor.spec.tpt import ASIDS, CACHE_SLOTS, FIRST_ASID, MAX_VMS, SWAP_SLOTS, TLB_SLOTS, Code, FaultKind
@@ -38,7 +37,8 @@ def _refuse(condition: Any, code: Code) -> None:
 
 
 def _check_vcpu(system: System, vcpu: VcpuId) -> None:
-    _refuse(vcpu >= system.vcpu_count, Code.RANGE)
+    if vcpu >= system.vcpu_count:
+        raise Refused(Code.RANGE)
 
 
 def _check_frame(system: System, frame: Frame) -> None:
@@ -60,21 +60,21 @@ def _check_live(system: System, vm: VmId) -> None:
 def load(system: System, vcpu: VcpuId, address: int, user: int) -> Word:
     """Read a word."""
     _check_vcpu(system, vcpu)
-    return system.access(vcpu, address, Access.READ, user != 0)
+    return system.access(vcpu, address, READ_ACCESS, user != 0)
 
 
 @_operation
 def store(system: System, vcpu: VcpuId, address: int, value: Word, user: int) -> None:
     """Write a word."""
     _check_vcpu(system, vcpu)
-    system.access(vcpu, address, Access.WRITE, user != 0, value)
+    system.access(vcpu, address, WRITE, user != 0, value)
 
 
 @_operation
 def fetch(system: System, vcpu: VcpuId, address: int, user: int) -> Word:
     """Read a word as an instruction."""
     _check_vcpu(system, vcpu)
-    return system.access(vcpu, address, Access.FETCH, user != 0)
+    return system.access(vcpu, address, FETCH, user != 0)
 
 
 @_operation
@@ -152,7 +152,7 @@ def begin_walk(system: System, vcpu: VcpuId, address: int, access: int, user: in
     """Start a walk; one that is under way is dropped."""
     # CHECKS
     _check_vcpu(system, vcpu)
-    _refuse(access > Access.FETCH, Code.RANGE)
+    _refuse(access > FETCH, Code.RANGE)
     _row, vm = system.running(vcpu)
     if not_(paging.is_canonical(address, vm.levels)):
         raise Fault(FaultKind.GENERAL)

@@ -20,11 +20,13 @@ from capvisor.spec.vmm import (
     MAX_FRAMES,
     MAX_VCPUS,
     SHADOW_BLOCKS,
+    WINDOW_FRAME_SHIFT,
     WORD_BITS,
     ZERO_FRAME,
     Code,
     Phase,
     Rule,
+    Space,
     Stage,
 )
 from capvisor.spec.vmm_policy import INTENDED, VmmPolicy
@@ -57,6 +59,8 @@ class Vmm(NamedTuple):
     """Of moving the guest to another machine: `spec.vmm.Stage`."""
     next_frame: Frame = 0
     """In the last round, the frame to be sent next."""
+    is_iommu_off: bool = False
+    """Whether devices reach all memory: since the machine woke up, and nobody has set up the IOMMU anew."""
 
 
 class Vcpu(NamedTuple):
@@ -207,8 +211,13 @@ class System:
     is what was written last to one that isn't a storage device's. By device and sector, `media` is what the medium holds,
     `rules` what the policy says, `images` what is to be deployed, `deployed` whether it was. By frame, `clean` says whether
     what was sent of it is what it holds; by block, `remote` is what was sent. Ghosts: `meant` by device and sector, `plain`
-    by device and block of its shadow buffer what the guest wrote there, `keys[0]` what the key was at first.
+    by device and block of its shadow buffer what the guest wrote there, `touched` by device and sector whether a command
+    has written it, `keys[0]` what the key was at first. `trapped` is by frame: which windows in it the VMM intercepts, a bit
+    each.
     """
+
+    hook_errors: tuple[type[Exception], ...] = (Exception,)
+    """What an added hook may raise, to be taken for a refusal, or for the word 0."""
 
     def __init__(
         self,
@@ -241,11 +250,13 @@ class System:
         self.decoded = table("decoded", 0)
         self.hooked = table("hooked", 0)
         self.windows = table("windows", 0)
+        self.trapped = table("trapped", 0)
         self.registers = table("registers", 0)
         self.channels = table("channels", Channel())
         self.media = table("media", 0)
         self.meant = table("meant", Meant())
         self.plain = table("plain", 0)
+        self.touched = table("touched", False)
         self.rules = table("rules", Rule.PLAIN)
         self.deployments = table("deployments", Deployment())
         self.images = table("images", 0)
@@ -255,6 +266,10 @@ class System:
         self.remote = table("remote", 0)
         self.touches: list[Touch] = []
         self.moves: list[Move] = []
+        self.answers: list[Any] = []
+        """What added hooks say when they are asked whether a command is refused."""
+        self.faults: list[str] = []
+        """What went wrong in added hooks, for people."""
 
     # -- setting up
 
@@ -270,7 +285,15 @@ class System:
         """Put a device's registers into a window, and the VMM's hook with them if the device is mediated."""
         self.decoded[space, window] = device
         self.windows[device, space] = window
-        self.hooked[space, window] = select(self.is_mediated(device), device, 0)
+        self.hook(space, window, select(self.is_mediated(device), device, 0))
+
+    def hook(self, space: int, window: int, device: DeviceId) -> None:
+        """Let the VMM intercept a window for a device, or for none; a frame with such a window in it isn't memory."""
+        self.hooked[space, window] = device
+        if space == Space.MEMORY:
+            frame, bit = window >> WINDOW_FRAME_SHIFT, 1 << (window & (1 << WINDOW_FRAME_SHIFT) - 1)
+            others = self.trapped[frame] & ~bit
+            self.trapped[frame] = select(device == 0, others, others | bit)
 
     # -- the machine
 
@@ -280,6 +303,10 @@ class System:
         held = is_held & self.policy.stop_before_last_round & (vmm.stage == Stage.STOPPED)
         if vmm.is_stopped | (vmm.stage == Stage.HANDED_OVER) | held:
             raise Refused(Code.STOPPED)
+
+    def some_device(self, holds: Callable[[DeviceId], Any]) -> Any:
+        """Whether something holds of a device."""
+        return any(holds(device) for device in range(1, self.device_count + 1))
 
     def panic(self) -> None:
         """Stop the machine. Raises Refused."""
@@ -293,6 +320,10 @@ class System:
     def is_mediated(self, device: DeviceId) -> Any:
         """Whether a device is a storage device that the VMM mediates."""
         return self.devices[device].is_storage & (self.deployments[device].phase != Phase.GONE)
+
+    def is_trapped(self, frame: Frame) -> Any:
+        """Whether a frame has registers of a mediated device in it, so that nothing but `input` and `output` reaches it."""
+        return self.policy.unmap_registers & (self.trapped[frame] != 0)
 
     # -- the region
 

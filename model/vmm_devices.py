@@ -27,6 +27,7 @@ from capvisor.spec.vmm import (
     Code,
     Handling,
     Register,
+    Stage,
     Transfer,
 )
 
@@ -103,6 +104,7 @@ def _erase(system: System, device: DeviceId, first: Lba, length: int) -> None:
         system.moves.append(Move(device, lba, True, erased))
         system.media[device, lba] = select(erased, 0, system.media[device, lba])
         system.meant[device, lba] = either(erased, Meant(True, 0), system.meant[device, lba])
+        system.touched[device, lba] = erased | system.touched[device, lba]
 
 
 def write_sector(system: System, device: DeviceId, lba: Lba, word: Word, meant: Meant) -> None:
@@ -110,6 +112,7 @@ def write_sector(system: System, device: DeviceId, lba: Lba, word: Word, meant: 
     system.moves.append(Move(device, lba, True))
     system.media[device, lba] = word
     system.meant[device, lba] = meant
+    system.touched[device, lba] = True
 
 
 def read_sector(system: System, device: DeviceId, lba: Lba) -> Word:
@@ -219,14 +222,15 @@ def input_register(system: System, device: DeviceId, register: int) -> Word:
 
 
 def rights(system: System, device: DeviceId, frame: Frame) -> int:
-    """What the IOMMU lets a device do to a frame: bits, READ and WRITE."""
-    mediated = system.is_mediated(device)
+    """What the IOMMU lets a device do to a frame: bits, READ and WRITE; in the last round of moving the guest, nothing."""
+    mediated, vmm = system.is_mediated(device), system.vmm[0]
     own = select(is_own_buffer(system, device, frame), READ | WRITE, 0)
     own = select(frame == system.shadow_descriptor(device) >> BLOCK_SHIFT, READ, own)
     own = select(mediated, own, 0)
-    hidden = system.in_region(frame) & system.policy.iommu_hides_region
+    hidden = system.in_region(frame) & system.policy.iommu_hides_region | system.is_trapped(frame)
     confined = mediated & system.policy.iommu_confines_mediated
-    return own | select(hidden | confined, 0, READ | WRITE)
+    found = select(vmm.is_iommu_off, READ | WRITE, own | select(hidden | confined, 0, READ | WRITE))
+    return select(system.policy.stop_before_last_round & (vmm.stage == Stage.STOPPED), 0, found)
 
 
 def is_own_buffer(system: System, device: DeviceId, frame: Frame) -> Any:

@@ -7,7 +7,20 @@ from capvisor.model import extensions, mediator
 from capvisor.model import vmm_devices as hardware
 from capvisor.model.bits import not_, select
 from capvisor.model.tlb import either
-from capvisor.model.vmm import Address, DeviceId, Frame, Lba, Mapping, Meant, Refused, System, VcpuId, Word
+from capvisor.model.vmm import (
+    Address,
+    Channel,
+    Device,
+    DeviceId,
+    Frame,
+    Lba,
+    Mapping,
+    Meant,
+    Refused,
+    System,
+    VcpuId,
+    Word,
+)
 from capvisor.spec.vmm import (
     ALL_ONES,
     BLOCK_SHIFT,
@@ -103,7 +116,8 @@ def _mapped(system: System, vcpu: VcpuId, slot: int, offset: int) -> tuple[Mappi
     address = (row.frame << BLOCK_SHIFT) + offset
     _check_address(system, address)
     system.check_runs()
-    _refuse(not_(row.is_live), Code.UNMAPPED)
+    intercepted = not_(system.vcpus[vcpu].is_outside) & system.is_trapped(address >> BLOCK_SHIFT)
+    _refuse(not_(row.is_live) | intercepted, Code.UNMAPPED)
     return row, address
 
 
@@ -166,12 +180,23 @@ def init(system: System, vcpu: VcpuId) -> None:
 
 @_operation
 def sleep(system: System, vcpu: VcpuId) -> None:
-    """Sleep, and wake."""
+    """Sleep, and wake: devices and the IOMMU have forgotten everything, and the VMM sets up what is its own anew."""
     _check_vcpu(system, vcpu)
     system.check_runs()
-    if system.policy.keep_on_resume:
+    keeps = system.policy.keep_on_resume
+
+    def woken(device: DeviceId, row: Device) -> Device:
+        mediated = row.is_storage & (system.deployments[device].phase != Phase.GONE)
+        pointer = select(mediated & keeps, system.shadow_descriptor(device), 0)
+        return Device(is_storage=row.is_storage, descriptors=pointer)
+
+    system.devices.map(woken)
+    system.registers.map(lambda _number, _row: 0)
+    if keeps:
         system.mappings.map(lambda _number, _row: Mapping())
+        system.channels.map(lambda _number, _row: Channel())
     else:
+        system.vmm[0] = system.vmm[0]._replace(is_iommu_off=True)
         _escape(system, vcpu)
 
 
@@ -245,8 +270,8 @@ def move_window(system: System, vcpu: VcpuId, device: DeviceId, space: int, wind
     system.windows[device, space] = window
     if system.policy.follow_window_moves & follows & system.is_mediated(device):
         at_old = system.hooked[space, old]
-        system.hooked[space, old] = select(at_old == device, 0, at_old)
-        system.hooked[space, window] = device
+        system.hook(space, old, select(at_old == device, 0, at_old))
+        system.hook(space, window, device)
 
 
 # -- devices ---------------------------------------------------------------------------------------------------------------
@@ -255,7 +280,7 @@ def move_window(system: System, vcpu: VcpuId, device: DeviceId, space: int, wind
 def _check_dma(system: System, device: DeviceId, address: Address, right: int) -> None:
     _check_device(system, device)
     _check_address(system, address)
-    system.check_runs()
+    system.check_runs(False)
     _refuse(not_(hardware.is_permitted(system, device, address, right)), Code.IOMMU)
 
 
@@ -280,7 +305,7 @@ def dma_write(system: System, device: DeviceId, address: Address, value: Word) -
 def transfer(system: System, device: DeviceId) -> None:
     """Move the next block of the command under way."""
     _check_device(system, device)
-    system.check_runs()
+    system.check_runs(False)
     hardware.move_block(system, device)
 
 
@@ -351,7 +376,7 @@ def leave(system: System, device: DeviceId) -> None:
     for space in Space:
         window = system.windows[device, space]
         hook = system.hooked[space, window]
-        system.hooked[space, window] = select(hook == device, 0, hook)
+        system.hook(space, window, select(hook == device, 0, hook))
 
 
 # -- the VMM: moving the guest to another machine --------------------------------------------------------------------------
@@ -388,8 +413,10 @@ def send(system: System, frame: Frame) -> None:
 
 @_operation
 def stop(system: System) -> None:
-    """Stop the guest and its devices, for the last round."""
+    """Stop the guest and its devices, for the last round, when no mediator has a command under way."""
     _check_stage(system, Stage.ROUNDS)
+    busy = system.some_device(lambda device: mediator.is_busy(system.channels[device], system.devices[device]))
+    _refuse(busy, Code.NOT_YET)
     system.vmm[0] = system.vmm[0]._replace(stage=Stage.STOPPED, next_frame=0)
 
 

@@ -12,30 +12,35 @@ from capvisor.model.tables import Rows
 from capvisor.model.vmm import Frame, Refused, System
 from capvisor.model.vmm_operations import OPERATION_RULES, page_frames
 from capvisor.spec.vmm import BLOCK_SHIFT, MAPPINGS, SHADOW_BLOCKS, Code, Space
-from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Before, Place, Step
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS
+from capvisor.spec.vmm_words import Place, Step
 
 
 def perform(system: System, name: str, *operands: Any) -> Step:
     """Perform an operation. Raises KeyError for a name that is none."""
-    system.touches.clear()
-    system.moves.clear()
+    for notes in (system.touches, system.moves, system.answers):
+        notes.clear()
     rule, before = OPERATION_RULES[name], _before(system)
     code, value = Code.OK, None
     try:
         value = rule(system, *operands)
     except Refused as refused:
         code = refused.code
-    return Step(system, name, operands, code, value, tuple(system.touches), tuple(system.moves), before)
+    noted = tuple(system.touches), tuple(system.moves)
+    return Step(system, name, operands, code, value, *noted, before, tuple(system.answers))
 
 
-def _before(system: Any) -> Before | None:
-    """What is in memory and on media, and what has been deployed; nothing of a system whose tables aren't plain ones."""
-    tables = [copy(table) for table in (system.memory, system.media, system.deployed)]
-    if not all(isinstance(table, Rows) for table in tables):
+def _before(system: Any) -> Any:
+    """The system as it is, whatever becomes of it; nothing of one whose tables aren't plain ones."""
+    if not isinstance(system.memory, Rows):
         return None
-    for table in tables:
-        table.rows = {**table.rows}
-    return Before(*tables)
+    kept = copy(system)
+    for name, table in vars(system).items():
+        if isinstance(table, Rows):
+            mine = copy(table)
+            mine.rows = {**table.rows}
+            setattr(kept, name, mine)
+    return kept
 
 
 def places(step: Step) -> Iterator[Place]:
@@ -87,7 +92,7 @@ def _looked_at(system: Any) -> set[tuple[int, int]]:
 
 def violated(step: Step) -> set[str]:
     """The names of the invariants that don't hold of a step of a concrete system."""
-    found: set[str] = set()
+    found = {name for name, row in VMM_INVARIANTS.items() if row.of_event is not None and not row.of_event(step)}
     for place in places(step):
-        found |= {name for name, row in VMM_INVARIANTS.items() if name not in found and not row.holds(step, place)}
+        found |= {name for name, row in VMM_INVARIANTS.items() if name not in found and not row.holds_there(step, place)}
     return found

@@ -11,7 +11,7 @@ give what can be said of any two accesses to one byte of the machine (`guests`, 
 together the whole (`stack`). What each layer supposes of the others is a row of `spec.composition`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,30 +24,33 @@ from capvisor.model.stack import MemoryAccess, Principal, Stack
 from capvisor.model.tpt import Touch
 from capvisor.proofs import vmm_state
 from capvisor.proofs.contracts import any_bounds
+from capvisor.proofs.cvm_state import ID_BITS as CVM_BITS
+from capvisor.proofs.cvm_state import INDEX_BITS as GRANT_BITS
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor
 from capvisor.proofs.memory import ArrayStore
 from capvisor.proofs.orc_state import INDUCTIVE as OBJECTS_INDUCTIVE
-from capvisor.proofs.orc_state import AnyObjects
+from capvisor.proofs.orc_state import TENANT_BITS, AnyObjects
 from capvisor.proofs.symbolic import SymBool, as_int, select
 from capvisor.proofs.theorem import Given, implies, theorem
 from capvisor.proofs.tpt_state import FRAME_BITS, VM_BITS, AnySystem
-from capvisor.spec.cvm_invariants import is_plain, some
-from capvisor.spec.formats import CapabilityFormat
+from capvisor.spec.composition import HELD
+from capvisor.spec.cvm_invariants import some
+from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.object_policy import INTENDED as OBJECTS_INTENDED
-from capvisor.spec.orc import STORE_PERMISSIONS, SlotKind
-from capvisor.spec.orc_invariants import lacks
+from capvisor.spec.orc import SlotKind
+from capvisor.spec.orc_invariants import is_own as is_own_slot
 from capvisor.spec.paging import FIRST_VM, FRAME_SHIFT, FREE, HOST
 from capvisor.spec.policy import INTENDED
-from capvisor.spec.stack import LayerName, Via, Who
-from capvisor.spec.stack_invariants import Place, frames_granted, is_granted_frame, region_kept
+from capvisor.spec.stack import FORMAT, LayerName, Via, Who
+from capvisor.spec.stack_invariants import Place, frames_granted, granules_granted, is_granted_frame, region_kept
 from capvisor.spec.stack_invariants import Step as StackStep
 from capvisor.spec.stack_policy import INTENDED as STACK_INTENDED
 from capvisor.spec.tag_policy import INTENDED as TAGS_INTENDED
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS, Step
 from capvisor.spec.vmm import BLOCK_SHIFT
 from capvisor.spec.vmm_invariants import VMM_INVARIANTS
-from capvisor.spec.vmm_invariants import Step as VmmStep
 from capvisor.spec.vmm_policy import INTENDED as VMM_INTENDED
+from capvisor.spec.vmm_words import Step as VmmStep
 
 OUTSIDE = "outside"
 """The step of what lies below: a host that takes frames away, brings them back or clears them; a device that writes."""
@@ -159,7 +162,7 @@ def frames(_fmt: CapabilityFormat, given: Given) -> Any:
     "zeros, and a mediated device its shadow pages: S1.",
     "ours: S1 of spec/stack.md",
     scope="any one touch; supposed are P1, P2 and P9 of what the VMM's machine touches; S2, and that the frames of the "
-    "region are nobody's and were never asked for: the host's operations on them are refused (`region_untagged`)",
+    "region are nobody's and were never asked for: *untagged* of the steps (`proofs.stack_steps`), by `region_untagged`",
     uses=("composition.frames",),
     replays=False,
 )
@@ -267,44 +270,165 @@ def _is_one_principal(one: _Access, other: _Access) -> Any:
     return (one.owner == FREE) | (one.owner == HOST) & (one.who is other.who is Who.HOST)
 
 
+# -- what a thread reaches -------------------------------------------------------------------------------------------------
+
+_HELD_IN = dict(zip(HELD, ("any of its registers", "DDC", "PCC"), strict=True))
+"""Where a thread has what authorises its accesses to memory, in words."""
+
+
+def _cap_at(given: Given, thread: Any, place: str) -> Any:
+    """The capability at a place of a thread's."""
+    if place == "register":
+        return thread.hart.registers[given.word("register", 5)]
+    return getattr(thread.hart, place)
+
+
+def _accessed(fmt: CapabilityFormat, given: Given, cap: Any) -> tuple[Any, Any]:
+    """Any byte that a capability gives access to, and whether it is stored to."""
+    byte, is_write = given.word("byte", fmt.address_width), given.flag("is_write")
+    base, top = cap.bounds
+    permitted = implies(is_write, cap.permits(Permission.STORE))
+    given.assume(cap.tag & not_(cap.is_sealed) & permitted & (base <= byte) & (byte < top))
+    return byte, is_write
+
+
+def _granule_is_granted(monitor: Any, who: Who, number: Any, byte: Any, is_write: Any) -> Any:
+    """What S6 says of an access to the granule that a byte of a monitor's memory is in."""
+    layer = _LAYER_OF[who].value
+    address = byte & -FORMAT.capability_bytes
+    access = MemoryAccess(Principal(who, FIRST_VM, number), Via.HART, 0, 0, 2, is_write, 0, False, ((layer, address),))
+    step = StackStep(SimpleNamespace(monitors={layer: monitor}), layer, "", accesses=(access,))
+    return granules_granted(step, Place())
+
+
+_LAYER_OF = {Who.CVM: LayerName.CVM, Who.TENANT: LayerName.ORC}
+
+
+def is_cvms(monitor: Any, cvm: Any, byte: Any, grants: Iterable[Any]) -> Any:
+    """Whether a byte is a cVM's own, or in one of some grants that is live and that it has probed."""
+    row = monitor.regions[cvm]
+    lent = ((monitor.grants[grant], monitor.held[grant, cvm]) for grant in grants)
+    granted = some(each.is_live & is_held & (each.base <= byte) & (byte < each.top) for each, is_held in lent)
+    return row.is_live & (row.base <= byte) & (byte < row.top) | granted
+
+
+def is_tenants(monitor: Any, tenant: Any, byte: Any, is_write: Any) -> Any:
+    """Whether a byte is in a slot of a tenant's own, or, to be read, in an object that it has mapped."""
+    slot = monitor.slot_of(byte)
+    row = monitor.slots[slot]
+    mapped = (row.kind == SlotKind.OBJECT) & monitor.mappings[tenant, slot].is_live
+    return is_own_slot(row, tenant) | mapped & not_(is_write)
+
+
+def _cvm_reaches(place: str) -> Callable[[CapabilityFormat, Given], Any]:
+    def claim(fmt: CapabilityFormat, given: Given) -> Any:
+        with any_bounds():
+            monitor = AnyMonitor(fmt, given, INTENDED, INDUCTIVE)
+            thread = monitor.any_thread("")
+            monitor.begin()
+            monitor.any_grant = 0
+            cap = _cap_at(given, thread, place)
+            byte, _is_write = _accessed(fmt, given, cap)
+            given.assume(thread.is_live)
+            return is_cvms(monitor, thread.domain, byte, monitor.grants_of(cap))
+
+    return claim
+
+
+def _tenant_reaches(place: str) -> Callable[[CapabilityFormat, Given], Any]:
+    def claim(fmt: CapabilityFormat, given: Given) -> Any:
+        with any_bounds():
+            monitor = AnyObjects(fmt, given, OBJECTS_INTENDED, OBJECTS_INDUCTIVE)
+            thread = monitor.any_thread("")
+            monitor.begin()
+            byte, is_write = _accessed(fmt, given, _cap_at(given, thread, place))
+            given.assume(thread.is_live)
+            return is_tenants(monitor, thread.tenant, byte, is_write)
+
+    return claim
+
+
+for _place, _said in _HELD_IN.items():
+    theorem(
+        f"composition.cvm_{_place}",
+        f"What an instruction of a cVM's thread accesses by {_said} is a byte of the cVM's region, or of a live grant that "
+        "it has probed.",
+        "ours: S6 of spec/stack.md; C1 of spec/cvm.md",
+        scope="any live thread, in one state; supposed are the Intravisor's invariants of a state (`capvisor prove cvm`). "
+        "An access is authorised by such a capability: M2 (`capvisor prove --matrix`); a fetch by PCC: `Hart.check_fetch`",
+        replays=False,
+    )(_cvm_reaches(_place))
+    theorem(
+        f"composition.tenant_{_place}",
+        f"What an instruction of a tenant's thread accesses by {_said} is a byte of a slot of the tenant's own, or, to be "
+        "read, of an object that it has mapped.",
+        "ours: S6 of spec/stack.md; O5 and O11 of spec/orc.md",
+        scope="any live thread, in one state; supposed are the base's invariants of a state (`capvisor prove orc`). An "
+        "access is authorised by such a capability: M2 (`capvisor prove --matrix`); a fetch by PCC: `Hart.check_fetch`",
+        replays=False,
+    )(_tenant_reaches(_place))
+
+
+@theorem(
+    "composition.granules",
+    "The granule of a byte that is a cVM's (of its region, or of a live grant that it has probed) or a tenant's (of a slot "
+    "of its own, or, to be read, of an object that it has mapped) is granted to it: S6.",
+    "ours: S6 of spec/stack.md",
+    scope="any byte of a monitor's memory, in the stack's format; supposed are the monitors' invariants of a state",
+    uses=tuple(f"composition.{whose}_{place}" for whose in ("cvm", "tenant") for place in HELD),
+    formats=(FORMAT.name,),
+    replays=False,
+)
+def granules(fmt: CapabilityFormat, given: Given) -> Any:
+    """For any byte of any cVM, and of any tenant."""
+    byte, is_write = given.word("byte", fmt.address_width), given.flag("is_write")
+    with any_bounds():
+        monitor = AnyMonitor(fmt, given, INTENDED, INDUCTIVE)
+        monitor.begin()
+        cvm, grant = given.word("cvm", CVM_BITS), given.word("grant", GRANT_BITS)
+        monitor.looks_at("regions", cvm)
+        rows = [(grant, monitor.grants[grant])]
+        seen = SimpleNamespace(regions=monitor.regions, held=monitor.held, grants=rows)
+        is_granted = _granule_is_granted(seen, Who.CVM, cvm, byte, is_write)
+        goal = implies(is_cvms(monitor, cvm, byte, (grant,)), is_granted)
+        base = AnyObjects(fmt, given, OBJECTS_INTENDED, OBJECTS_INDUCTIVE)
+        tenant = given.word("tenant", TENANT_BITS)
+        is_granted = _granule_is_granted(base, Who.TENANT, tenant, byte, is_write)
+        return goal & implies(is_tenants(base, tenant, byte, is_write), is_granted)
+
+
 @theorem(
     "composition.cvms",
-    "Where two cVMs of one Intravisor, in a guest of translation pass-through, can access one byte of the machine, by what "
-    "their threads have in registers, they are one cVM, one is nested in the other, or the byte is in a live "
-    "grant that one of them holds.",
+    "Where two cVMs of one Intravisor, in a guest of translation pass-through, access one byte of the machine, by what "
+    "their threads have in registers, DDC or PCC, they are one cVM, one is nested in the other, or the byte is in a live "
+    "grant that one of them has probed.",
     "ours: C1 and C2 of spec/cvm.md, S2 of spec/stack.md",
-    scope="any two threads, in one state; supposed are C1, C2 and the other invariants of a state (`capvisor prove cvm`), "
-    "and that the guest's tables map no two pages of the Intravisor to one frame",
+    scope="any two bytes that are theirs, as the theorems that this one uses show of what threads access, in one state; "
+    "supposed are C2 and the Intravisor's other invariants of a state (`capvisor prove cvm`), and that no two "
+    "pages are in one frame: S5 and *placed* of the steps (`proofs.stack_steps`)",
+    uses=tuple(f"composition.cvm_{place}" for place in HELD),
     replays=False,
 )
 def cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
-    """For any two capabilities that are held, and any byte within the bounds of each, whatever bounds are made of."""
+    """For any two cVMs, and any byte of each that is its own or granted to it."""
     with any_bounds():
-        return _cvms_apart(fmt, given)
+        monitor = AnyMonitor(fmt, given, INTENDED, INDUCTIVE)
+        monitor.begin()
+        accesses = _on_monitors(fmt, given, "")
+        given.assume(accesses[0].vm == accesses[1].vm)
+        cvms, grants = ([given.word(f"{each}_{what}", bits) for each in ("one", "other")] for what, bits in _NUMBERS)
+        for cvm, grant, access in zip(cvms, grants, accesses, strict=True):
+            monitor.looks_at("regions", cvm)
+            given.assume(is_cvms(monitor, cvm, access.byte, (grant,)))
+        one, other = cvms
+        nested = (monitor.regions[one].outer == other) | (monitor.regions[other].outer == one)
+        lent = [(monitor.grants[grant], monitor.held[grant, cvm]) for grant, cvm in zip(grants, cvms, strict=True)]
+        byte = accesses[0].byte
+        granted = some(each.is_live & is_held & (each.base <= byte) & (byte < each.top) for each, is_held in lent)
+        return implies(accesses[0].is_of_same_byte(accesses[1]), cvms_may_meet(one == other, nested, granted))
 
 
-def _cvms_apart(fmt: CapabilityFormat, given: Given) -> Any:
-    monitor = AnyMonitor(fmt, given, INTENDED, INDUCTIVE)
-    threads = monitor.any_thread("one_"), monitor.any_thread("other_")
-    monitor.begin()
-    monitor.any_grant = 0
-    accesses = _on_monitors(fmt, given, "")
-    given.assume(accesses[0].vm == accesses[1].vm)
-    granted: Any = False
-    for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
-        cap = thread.hart.registers[given.word(f"{name}_register", 5)]
-        base, top = cap.bounds
-        given.assume(thread.is_live & is_plain(cap) & (base <= access.byte) & (access.byte < top))
-        granted = granted | some(
-            monitor.grants[grant].is_live
-            & monitor.held[grant, thread.domain]
-            & (monitor.grants[grant].base <= access.byte)
-            & (access.byte < monitor.grants[grant].top)
-            for grant in monitor.grants_of(cap)
-        )
-    one, other = (thread.domain for thread in threads)
-    nested = (monitor.regions[one].outer == other) | (monitor.regions[other].outer == one)
-    return implies(accesses[0].is_of_same_byte(accesses[1]), cvms_may_meet(one == other, nested, granted))
+_NUMBERS = (("cvm", CVM_BITS), ("grant", GRANT_BITS))
 
 
 def cvms_may_meet(is_one: Any, is_nested: Any, is_granted: Any) -> Any:
@@ -314,39 +438,33 @@ def cvms_may_meet(is_one: Any, is_nested: Any, is_granted: Any) -> Any:
 
 @theorem(
     "composition.tenants",
-    "Where two tenants, in a guest of translation pass-through, can access one byte of the machine, by what their threads "
-    "have in registers, they are one tenant, or the byte is in an object that both have mapped, and neither "
-    "can store there.",
-    "ours: O5 of spec/orc.md, S2 of spec/stack.md",
-    scope="any two threads, in one state; supposed are O5 and the other invariants of a state (`capvisor prove orc`), "
-    "and that the guest's tables map no two pages of the base's memory to one frame",
+    "Where two tenants, in a guest of translation pass-through, access one byte of the machine, by what their threads "
+    "have in registers, DDC or PCC, they are one tenant, or the byte is in an object that both have mapped, and neither "
+    "stores there.",
+    "ours: O5 and O11 of spec/orc.md, S2 of spec/stack.md",
+    scope="any two bytes that are theirs, as the theorems that this one uses show of what threads access, in one state; "
+    "supposed is that no two pages are in one frame: S5 and *placed* of the steps (`proofs.stack_steps`)",
+    uses=tuple(f"composition.tenant_{place}" for place in HELD),
     replays=False,
 )
 def tenants_apart(fmt: CapabilityFormat, given: Given) -> Any:
-    """For any two capabilities that are held, and any byte within the bounds of each, whatever bounds are made of."""
-    with any_bounds():
-        return _tenants_apart(fmt, given)
-
-
-def _tenants_apart(fmt: CapabilityFormat, given: Given) -> Any:
+    """For any two tenants, and any byte of each that is its own or in an object that it reads."""
     monitor = AnyObjects(fmt, given, OBJECTS_INTENDED, OBJECTS_INDUCTIVE)
-    threads = monitor.any_thread("one_"), monitor.any_thread("other_")
     monitor.begin()
     accesses = _on_monitors(fmt, given, "")
     given.assume(accesses[0].vm == accesses[1].vm)
-    one, other = threads
+    tenants = [given.word(f"{each}_tenant", TENANT_BITS) for each in ("one", "other")]
     slot = monitor.slot_of(accesses[0].byte)
-    shared = monitor.slots[slot].kind == SlotKind.OBJECT
-    for name, thread, access in zip(("one", "other"), threads, accesses, strict=True):
-        cap = thread.hart.registers[given.word(f"{name}_register", 5)]
-        base, top = cap.bounds
-        given.assume(thread.is_live & cap.tag & (base <= access.byte) & (access.byte < top))
-        shared = shared & monitor.mappings[thread.tenant, slot].is_live & lacks(cap, STORE_PERMISSIONS)
-    return implies(accesses[0].is_of_same_byte(accesses[1]), tenants_may_meet(one.tenant == other.tenant, shared))
+    shared: Any = monitor.slots[slot].kind == SlotKind.OBJECT
+    for name, tenant, access in zip(("one", "other"), tenants, accesses, strict=True):
+        is_write = given.flag(f"{name}_stores")
+        given.assume(is_tenants(monitor, tenant, access.byte, is_write))
+        shared = shared & monitor.mappings[tenant, slot].is_live & not_(is_write)
+    return implies(accesses[0].is_of_same_byte(accesses[1]), tenants_may_meet(tenants[0] == tenants[1], shared))
 
 
 def tenants_may_meet(is_one: Any, is_shared: Any) -> Any:
-    """Whether two tenants may access one byte: they are one, or both have mapped its object, and neither can store there."""
+    """Whether two tenants may access one byte: they are one, or both have mapped its object, and neither stores there."""
     return is_one | is_shared
 
 
@@ -359,15 +477,16 @@ _PRINCIPALS = (Who.VM, Who.CVM, Who.TENANT, Who.HOST)
 @theorem(
     "composition.stack",
     "Where two accesses to the machine's memory go to one byte, each for a VM's kernel (by its processors, walkers, "
-    "devices, or the VMM's mediator), for a cVM or a tenant by what they hold in registers, or for the host, the byte "
-    "isn't in the VMM's region, and either its frame is nobody's, or both are for the host, or both for one VM; and there "
-    "one is for that VM's kernel, or both are for cVMs, which are one, or nested, or the byte is in a live grant that one "
-    "holds, or both for tenants, which are one, or have both mapped the object with the byte, and can't store there.",
+    "devices, or the VMM's mediator), for a cVM or a tenant by what threads have in registers, DDC or PCC, or for the host, "
+    "the byte isn't in the VMM's region, and either its frame is nobody's, or both are for the host, or both for one VM; "
+    "and there one is for that VM's kernel, or both are for cVMs, which are one, or nested, or the byte is in a live grant "
+    "that one has probed, or both for tenants, which are one, or have both mapped the object with the byte, and don't store "
+    "there.",
     "ours: spec/stack.md",
     scope="any two accesses, in one state, but those that S1 excepts and those by which the host's operations clear and "
     "copy; what the other theorems show of pairs of one kind, this one supposes and puts together; of a thread's "
-    "instruction S2 is supposed too, and the Intravisor's memory and that of shared objects to be different pages of their "
-    "guest",
+    "instruction S2 is supposed too, and the Intravisor's memory and that of shared objects to be different frames of their "
+    "guest: S2, S5 and *placed* of the steps (`proofs.stack_steps`)",
     uses=("composition.region", "composition.guests", "composition.cvms", "composition.tenants"),
     replays=False,
 )

@@ -16,6 +16,7 @@ from capvisor.model import system
 from capvisor.proofs import contracts, cvm_guest, lazy, symbolic
 from capvisor.proofs.composition import OUTSIDE, ChangedBelow
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
+from capvisor.proofs.solve import Answer
 from capvisor.proofs.state import any_operands
 from capvisor.proofs.steps import Kept, Proved
 from capvisor.proofs.symbolic import term_of
@@ -221,21 +222,34 @@ def prove(
     for way in ways(name, FORMATS[fmt], policy, invariants):
         guards, said = guards | way.guards, said | way.said
         question = lazy.Question(way.conditions, way.labels)
+        # Of what is proved on this way, the question and what it leans on: invariants have parts in common.
+        proved: dict[int, tuple[z3.BoolRef, frozenset[str]]] = {}
         for each in sorted(result, key=lambda each: each != FIRST):
             for goal in way.goals[each]:
-                question.leant_on.clear()
-                answer = ask(way, question, goal, timeout_s, _tiers(each))
-                leant_on = {label for label in question.leant_on if label != _AFTER}
-                if _AFTER in question.leant_on:
-                    leant_on |= result[FIRST].leans_on
-                result[each] = result[each].and_also(answer, leant_on)
-                if each == FIRST and answer.result == "unsat":
-                    question.suppose(goal.condition, _AFTER)
+                flat, leant_on = question.flat(goal.condition), question.known(goal.condition)
+                if leant_on is None and flat.get_id() in proved:
+                    leant_on = proved[flat.get_id()][1]
+                if leant_on is not None:
+                    answer = Answer("unsat", 0.0)
+                else:
+                    question.leant_on.clear()
+                    answer = ask(way, question, goal, timeout_s, _tiers(each))
+                    leant_on = frozenset(question.leant_on)
+                    if answer.result == "unsat":
+                        proved[flat.get_id()] = flat, leant_on
+                        if each == FIRST:
+                            question.suppose(goal.condition, _AFTER)
+                result[each] = result[each].and_also(answer, _before(leant_on, result.get(FIRST)))
     return Proved(result, guards, said)
 
 
 _AFTER = "after"
 """The label of what was proved of the first invariant after the step."""
+
+
+def _before(leant_on: frozenset[str], first: Kept | None) -> frozenset[str]:
+    """What is leant on of the state before the step: what the first invariant leans on, where that is leant on after it."""
+    return leant_on - {_AFTER} | (first.leans_on if first and _AFTER in leant_on else frozenset())
 
 
 _BOOKS = ("C2", "C9", "C16", "C19")

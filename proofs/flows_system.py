@@ -39,7 +39,7 @@ GUEST, ENTER = "guest", "enter"
 LEMMAS = ("monitor.mint", *contracts.lemmas_of(("set_address",)))
 """The theorems that stand for what is minted, and for the derivation that a thread's start makes of it."""
 
-BOOKS = ("C2", "C19")
+BOOKS = ("C2", "C6", "C19")
 """The invariants that are supposed of the first of two systems."""
 
 
@@ -251,6 +251,12 @@ class _Other(_One):
         def seen(index: Any) -> Any:
             return some(flows.sees_granule(first, each, index) for each in watchers)
 
+        def slot(index: Any, row: Any) -> Any:
+            is_seen, other = seen(index), free["slots"].get(index)
+            put = row.is_slot & first.grants[row.grant].is_live
+            is_live = grant(other.grant, first.grants[other.grant]).is_live
+            return _picked(is_seen & put, row, other._replace(is_slot=other.is_slot & not_(is_seen & is_live)))
+
         def probed(key: tuple[Any, Any], row: Any) -> Any:
             return select(rows.is_portal(key[0]) & (key[1] == watchers[0]), row, free["probed"].get(key))
 
@@ -258,7 +264,7 @@ class _Other(_One):
             "regions": region,
             "grants": grant,
             "held": held,
-            "slots": lambda index, row: _picked(seen(index), row, free["slots"].get(index)),
+            "slots": slot,
             "portals": lambda number, row: _picked(rows.is_portal(number), row, free["portals"].get(number)),
             "probed": probed,
         }

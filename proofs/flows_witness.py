@@ -25,12 +25,13 @@ _BASE, _REGION_BYTES = 0x10000, 0x1000
 ALICE, BOB, CAROL, APP = 1, 2, 3, 4
 _FILE_OF_CAROL, _FILE_OF_ALICE, _PORTAL_OF_CAROL, _PORTAL_OF_ALICE = 5, 6, 7, 8
 _OTHERS_OF_CAROL = (6, 4)
+_OLD_KEY = 20
 _TABLES = ("regions", "grants", "slots", "held", "portals", "probed")
 _WORDS: dict[str, tuple[int, ...]] = {
     "host_print": (0x80,),
     "host_time": (_REGION_BYTES - 8,),
     "thread_create": (0x40,),
-    "file_advertise": (20, 0x100, 64),
+    "file_advertise": (_OLD_KEY, 0x100, 64),
     "file_probe": (_FILE_OF_CAROL, 0x340),
     "file_revoke": (_FILE_OF_ALICE,),
     "portal_advertise": (21, 0x40),
@@ -66,6 +67,10 @@ class Scene:
         self.call(self.alice, "file_advertise", _FILE_OF_ALICE, 0x200, 64)
         self.call(self.alice, "portal_advertise", _PORTAL_OF_ALICE, 0x40)
         self.call(self.alice, "portal_probe", _PORTAL_OF_CAROL)
+        # A file that has ended, whose key is given to another one in a step.
+        self.call(self.carol, "file_advertise", _OLD_KEY, 0x40, 64)
+        self.call(self.bob, "file_probe", _OLD_KEY, 0x2C0)
+        self.call(self.carol, "file_revoke", _OLD_KEY)
         self.call(self.bob, "file_probe", _FILE_OF_ALICE, 0x300)
         self.bob.hart.write(5, self.at(_BASE + _REGION_BYTES + 0x300))
         self.call(self.bob, "portal_probe", _PORTAL_OF_ALICE)
@@ -135,7 +140,8 @@ def _of(thread: Thread) -> Thread:
 
 def places(monitor: Monitor) -> list[Anywhere]:
     """Places that matter: every register, granule that was written, bytes around grants' ends, and rows of tables."""
-    numbers = (*range(10), 20, 21, 30, 31, *(cvm.KEYS + each for each in (_PORTAL_OF_CAROL, _PORTAL_OF_ALICE)))
+    slots = tuple(monitor.slots.rows)  # type: ignore[attr-defined]
+    numbers = (*range(10), 20, 21, 30, 31, *(cvm.KEYS + each for each in (_PORTAL_OF_CAROL, _PORTAL_OF_ALICE)), *slots)
     granules = [index for index, _granule in monitor.memory.store.written()]  # type: ignore[attr-defined]
     ends = [end + near for _number, row in monitor.grants for end in (row.base, row.top) for near in (-1, 0)]  # type: ignore
     rows = list(itertools.product((ALICE, BOB, CAROL, APP), numbers))

@@ -126,8 +126,13 @@ _Pairs = list[tuple[z3.ExprRef, z3.ExprRef]]
 class Question:
     """Hypotheses, of which goals are asked one by one."""
 
-    def __init__(self, hypotheses: Iterable[z3.BoolRef], labels: Iterable[str] = ()) -> None:
-        """A label says where a hypothesis is from; without labels, nothing is said of that."""
+    def __init__(self, hypotheses: Iterable[z3.BoolRef], labels: Iterable[str] = (), *, grows: bool = False) -> None:
+        """A label says where a hypothesis is from; without labels, nothing is said of that.
+
+        One that `grows` keeps a solver from round to round, which knows arithmetic of bits; else each round has one of its
+        own, which knows bits alone.
+        """
+        self._new_solver = _Growing if grows else _Anew
         self._flat = _Flat()
         self._symbols: dict[int, tuple[z3.ExprRef, frozenset[int]]] = {}
         self._results: dict[int, tuple[int, tuple[int, ...], frozenset[int]]] = {}
@@ -146,13 +151,24 @@ class Question:
 
     def suppose(self, proved: z3.BoolRef, label: str = "") -> None:
         """One more hypothesis: the first that is looked at."""
-        flat = z3.simplify(self._flat.term(proved))
+        flat = self.flat(proved)
         self._hypotheses.insert(0, flat)
         self._labels.setdefault(flat.get_id(), label)
 
+    def flat(self, goal: z3.BoolRef) -> z3.BoolRef:
+        """A goal as it is asked: two that come to the same here are one question."""
+        return z3.simplify(self._flat.term(goal))
+
+    def known(self, goal: z3.BoolRef) -> frozenset[str] | None:
+        """The labels of the hypotheses that a goal consists of, if it does: what a step hasn't touched needn't be asked."""
+        parts = [each for each in map(self.flat, conjuncts(goal)) if not z3.is_true(each)]
+        if any(each.get_id() not in self._labels for each in parts):
+            return None
+        return frozenset(label for each in parts if (label := self._labels[each.get_id()]))
+
     def parts(self, goal: z3.BoolRef) -> list[z3.BoolRef]:
         """Goals that together are a goal."""
-        return list(_clauses(z3.simplify(self._flat.term(goal))))
+        return list(_clauses(self.flat(goal)))
 
     def ask(
         self,
@@ -188,16 +204,17 @@ class Question:
         self, asked: list[z3.BoolRef], tiers: Sequence[Sequence[z3.BoolRef]], rounds: int, end_s: float
     ) -> Answer | None:
         """An answer by as few hypotheses as it takes, if so many rounds are enough."""
-        used, pending = asked, list(tiers)
+        used, pending, solver = asked, list(tiers), self._new_solver()
+        solver.add(asked)
         equal_arguments: set[tuple[str, int, int]] = set()
         for _round in range(rounds):
             left_s = end_s - time.process_time()
             if left_s <= 0:
                 return Answer("unknown", 0.0, reason="time limit")
-            result, solver = _check(used, left_s)
+            result = solver.check(left_s)
             if result != z3.sat:
                 self.leant_on |= {label for each in used if (label := self._labels.get(each.get_id()))}
-                return Answer(str(result), 0.0, reason=solver.reason_unknown() if result == z3.unknown else "")
+                return Answer(str(result), 0.0, reason=solver.reason() if result == z3.unknown else "")
             values = _Values(solver.model())
             broken: list[z3.BoolRef] = []
             present = frozenset().union(*map(self._symbols_of, used))
@@ -212,6 +229,7 @@ class Question:
             if not broken:
                 return Answer("sat", 0.0)
             used = used + broken
+            solver.add(broken)
         return None
 
     def _merged(self, case: Sequence[z3.BoolRef]) -> list[z3.BoolRef]:
@@ -310,16 +328,47 @@ def _definition(condition: z3.BoolRef) -> tuple[z3.ExprRef, z3.ExprRef] | None:
     return None
 
 
-_new_solver: Callable[[], z3.Solver] = z3.Then(
-    "simplify", "propagate-values", "solve-eqs", "simplify", "bit-blast", "sat"
-).solver
+class _Growing:
+    """A solver that what it is asked is added to, and which keeps what it has learnt of it."""
+
+    def __init__(self) -> None:
+        self._solver = z3.SimpleSolver()
+
+    def add(self, conditions: Sequence[z3.BoolRef]) -> None:
+        """More conditions."""
+        self._solver.add(*conditions)
+
+    def check(self, timeout_s: float) -> z3.CheckSatResult:
+        """Whether all conditions can hold."""
+        self._solver.set("timeout", max(1, int(timeout_s * 1000)))
+        return self._solver.check()
+
+    def model(self) -> z3.ModelRef:
+        """Values with which they hold."""
+        return self._solver.model()
+
+    def reason(self) -> str:
+        """Why that isn't known."""
+        return self._solver.reason_unknown()
 
 
-def _check(conditions: Sequence[z3.BoolRef], timeout_s: float) -> tuple[z3.CheckSatResult, z3.Solver]:
-    solver = _new_solver()
-    solver.set("timeout", max(1, int(timeout_s * 1000)))
-    solver.add(*conditions)
-    return solver.check(), solver
+class _Anew(_Growing):
+    """A solver that is asked of all conditions anew each time, of their bits."""
+
+    _new_solver: Callable[[], z3.Solver] = z3.Then(
+        "simplify", "propagate-values", "solve-eqs", "simplify", "bit-blast", "sat"
+    ).solver
+
+    def __init__(self) -> None:
+        self._conditions: list[z3.BoolRef] = []
+
+    def add(self, conditions: Sequence[z3.BoolRef]) -> None:
+        self._conditions += conditions
+
+    def check(self, timeout_s: float) -> z3.CheckSatResult:
+        self._solver = self._new_solver()
+        self._solver.add(*self._conditions)
+        return super().check(timeout_s)
 
 
 class _Values:

@@ -5,6 +5,7 @@ reference, from any state that the invariants allow (`proofs.orc_state`), along 
 any place: the thread that acts, another one, one that was started, any granule, slot, mapping and tenant.
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ _OF_TABLES = ("O3", "O8")
 """Invariants that look at no thread: what holds at any place needn't be asked again at a thread's."""
 
 _OF_READS = "sees"
-"""What follows from the invariants, and is asked but once: of what is in any register."""
+"""What follows from the invariants of any state, and so is asked of no step but of what is loaded."""
 
 
 def steps() -> dict[str, str]:
@@ -149,7 +150,7 @@ def _run(monitor: AnyObjects, name: str, invariants: tuple[str, ...]) -> tuple[A
         threads = [*monitor.threads.looked_at, *monitor.threads.started]
         places = [any_one, *(Place(each.tenant, thread=each, register=register) for each in threads)]
     goals = {}
-    for each in invariants:
+    for each in (each for each in invariants if each != _OF_READS or reading):
         asked = reading if each == _OF_READS else places[:1] if each in _OF_TABLES else places
         goals[each] = tuple(KEPT[each].holds(step, place) for place in asked)
     parts = parts_of(goals, orc_guest.PLACES, monitor.about, ())
@@ -166,7 +167,8 @@ def _cases(monitor: AnyObjects, place: Place, register: Any) -> Cases:
         ("any_granule", place.granule, store.written),
         ("any_slot", place.slot, [*slots, *(slot for _tenant, slot in mappings)]),
         ("any_other_slot", place.other_slot, [slot for _tenant, slot in mappings]),
-        ("any_tenant", place.tenant, tenants),
+        ("any_tenant", place.tenant, [*tenants, *(tenant for tenant, _slot in mappings)]),
+        ("any_other", place.other, [tenant for tenant, _slot in mappings]),
     )
     found = {name: which(symbol, numbers) for name, symbol, numbers in written}
     found["any_granule"] += tuple(monitor.rewritten(place.granule))
@@ -185,18 +187,19 @@ def prove(
 
     All of `invariants` are supposed before the step; those in `asked` are asked after it, or all.
     """
-    result = dict.fromkeys(asked or invariants, Kept("unsat"))
+    wanted = (each for each in asked or invariants if each != _OF_READS or name == orc_guest.LOADED)
+    result = dict.fromkeys(wanted, Kept("unsat"))
     guards: frozenset[str] = frozenset()
     said: frozenset[str] = frozenset()
     for way in ways(name, FORMATS[fmt], policy, invariants):
         guards, said = guards | way.guards, said | way.said
-        question = lazy.Question(way.conditions, way.labels)
+        question = functools.cache(functools.partial(lazy.Question, way.conditions, way.labels, grows=True))
         supposed = _supposed(way)
         for each in result:
             if result[each].result != "unsat":
                 continue
             for goal in way.goals[each]:
-                answer, leant_on = _at_sight(goal, supposed) or _asked(way, question, goal, timeout_s)
+                answer, leant_on = _at_sight(goal, supposed) or _asked(way, question(), goal, timeout_s)
                 result[each] = result[each].and_also(answer, leant_on)
                 if answer.result != "unsat":
                     break
@@ -217,49 +220,36 @@ def _at_sight(goal: Goal, supposed: dict[int, str]) -> tuple[Answer, set[str]] |
     return Answer("unsat", 0.0), {label} if label else set()
 
 
-_BRIEFLY_S = (2.0, 4.0, 8.0)
-"""How long a goal is asked at once, in cases, and in cases and parts, before what gave no answer is asked to the end."""
+_BRIEFLY_S = (12.0, 12.0)
+"""How long a goal is asked in cases, and in cases and parts, before what gave no answer is asked to the end."""
 
 
 def _asked(way: Way, question: lazy.Question, goal: Goal, timeout_s: float) -> tuple[Answer, set[str]]:
     """Whether a goal can fall, and what that leans on.
 
-    It is asked at once, unless it is known where what it is about came from; then in cases; then also in parts, at last with
-    all hypotheses at once.
+    It is asked in cases; then also in parts, at last with all hypotheses at once.
     """
     question.leant_on.clear()
     seconds = 0.0
-    cases = list(cases_of(way, goal))
-    is_split = any(name in orc_guest.PLACES for name in lazy.symbols(goal.condition))
-    pending: list[tuple[z3.BoolRef, tuple[z3.BoolRef, ...]]] = [(goal.condition, ())]
+    pending = [(goal.condition, case) for case in cases_of(way, goal)]
     for step, limit in enumerate((*_BRIEFLY_S, timeout_s)):
-        if step == 0 and is_split:
-            continue
         if step == 1:
-            pending = [(part, case) for part, _none in pending for case in cases]
-        elif step > 1:
             pending = [(each, case) for part, case in pending for each in clauses(z3.simplify(part))]
         still_open = []
         for part, case in pending:
             answer = question.ask(part, min(limit, timeout_s), case)
             seconds += answer.seconds
-            if answer.result == "unknown" and limit == timeout_s:
+            if answer.result == "unknown" and step == len(_BRIEFLY_S):
                 answer = _at_once(way, part, case, timeout_s)
                 seconds += answer.seconds
                 question.leant_on |= set(way.labels) - {""}
-            if answer.result == "sat" or (answer.result == "unknown" and limit >= timeout_s):
+            if answer.result == "sat" or (answer.result == "unknown" and step == len(_BRIEFLY_S)):
                 return replace(answer, seconds=seconds), set(question.leant_on)
             if answer.result == "unknown":
                 still_open.append((part, case))
         pending = still_open
         if not pending:
             break
-        if step == int(is_split):
-            # Values that make it fall are found by a solver that knows all hypotheses.
-            answer = _at_once(way, goal.condition, (), min(limit, timeout_s))
-            seconds += answer.seconds
-            if answer.result == "sat":
-                return replace(answer, seconds=seconds), set(way.labels) - {""}
     return Answer("unsat", seconds), set(question.leant_on)
 
 

@@ -23,7 +23,7 @@ from capvisor.proofs.cvm_state import Guards, GuestRegisters, GuestStore, Symbol
 from capvisor.proofs.orc_mint import SHAPE, as_asked, whole_sizes
 from capvisor.proofs.state import any_capability, any_extent, any_hart
 from capvisor.proofs.symbolic import term_of
-from capvisor.proofs.tables import ArrayRows, Column
+from capvisor.proofs.tables import ArrayRows, Column, EmptyRows, KeptRows
 from capvisor.proofs.theorem import Given, implies
 from capvisor.spec.formats import CapabilityFormat, Permission
 from capvisor.spec.object_policy import ObjectPolicy
@@ -33,27 +33,29 @@ from capvisor.spec.registers import Privilege
 INDUCTIVE = tuple(name for name, row in ORC_INVARIANTS.items() if row.is_of_state)
 """Invariants of a state: what is supposed before a step, and proved after it."""
 
-INDEX_BITS, TENANT_BITS, THREAD_BITS, IDENTITY_BITS = 64, 16, 4, 64
-_INDEX = (1 << INDEX_BITS) - 1
+TENANT_BITS, THREAD_BITS, IDENTITY_BITS = 16, 4, 64
 
 
 def columns_of(fmt: CapabilityFormat) -> dict[str, tuple[Callable[..., Any], tuple[Column, ...], int]]:
-    """What each table's rows are made of: constructor, columns, and by how many numbers they are found."""
+    """What each table's rows are made of: constructor, columns, and by how many numbers they are found.
+
+    Numbers of slots have as many bits as an address, as an operand has that names one.
+    """
     size = fmt.address_width
     return {
         "slots": (
             Slot,
             (
-                *(Column("kind", 3), Column("owner", TENANT_BITS), Column("object", INDEX_BITS)),
+                *(Column("kind", 3), Column("owner", TENANT_BITS), Column("object", size)),
                 *(Column("code", size), Column("ro", size), Column("data", size), Column("identity", IDENTITY_BITS)),
             ),
             1,
         ),
-        "mappings": (Mapping, (Column("is_live", 0), Column("shadow", INDEX_BITS), Column("identity", IDENTITY_BITS)), 2),
+        "mappings": (Mapping, (Column("is_live", 0), Column("shadow", size), Column("identity", IDENTITY_BITS)), 2),
         "exports": (lambda value: value, (Column("row", 0),), 2),
         "tenants": (
             Tenant,
-            (Column("is_live", 0), Column("home", INDEX_BITS), Column("tls", INDEX_BITS), Column("threads", THREAD_BITS)),
+            (Column("is_live", 0), Column("home", size), Column("tls", size), Column("threads", THREAD_BITS)),
             1,
         ),
     }
@@ -67,7 +69,7 @@ class Table(ArrayRows):
 
     def __init__(self, system: "AnyObjects", name: str) -> None:
         make, columns, self._indices = columns_of(system.format)[name]
-        super().__init__(make, columns, INDEX_BITS, name, self._indices)
+        super().__init__(make, columns, system.format.address_width, name, self._indices)
         self._system, self._name = system, name
 
     def __getitem__(self, number: Any) -> Any:
@@ -83,7 +85,7 @@ class Table(ArrayRows):
         if system.fresh_flag(f"all_{self._name}"):
             system.promise(self._name, lambda number: holds(number, rows.get(number)))
             return True
-        number: Any = tuple(system.fresh(f"not_{self._name}", INDEX_BITS) for _each in range(self._indices))
+        number: Any = tuple(system.fresh(f"not_{self._name}", system.format.address_width) for _each in range(self._indices))
         number = number if self._indices > 1 else number[0]
         system.given.assume(holds(number, rows.get(number)) ^ True)
         return False
@@ -210,7 +212,7 @@ class AnyObjects(ObjectMonitor):
     def without_tenants(self) -> None:
         """The system before anything has been created: all tables are empty."""
         for name, row in {"slots": Slot(), "mappings": Mapping(), "exports": False, "tenants": Tenant()}.items():
-            setattr(self, name, _Empty(row))
+            setattr(self, name, EmptyRows(row))
 
     # -- hypotheses --------------------------------------------------------------------------------------------------------
 
@@ -218,7 +220,7 @@ class AnyObjects(ObjectMonitor):
         """Keep the state as it is now: the hypotheses are about it."""
         first: Any = copy.copy(self)
         for name in TABLES:
-            setattr(first, name, _Plain(getattr(self, name)))
+            setattr(first, name, KeptRows(getattr(self, name)))
         memory = self.memory
         first.memory = Memory(memory.format, memory.base, memory.size_bytes, copy.copy(memory.store))
         first.policy = self.guards.policy
@@ -283,7 +285,8 @@ class AnyObjects(ObjectMonitor):
         """A row is looked at: what is known of every row is known of it."""
         if self._first is None:
             return
-        number = tuple(part & _INDEX for part in number) if isinstance(number, tuple) else number & _INDEX
+        mask = self.format.address_mask
+        number = tuple(part & mask for part in number) if isinstance(number, tuple) else number & mask
         parts = number if isinstance(number, tuple) else (number,)
         key = (table, *map(key_of, parts))
         if key in self._supposed_at:
@@ -300,8 +303,8 @@ class AnyObjects(ObjectMonitor):
                 self.suppose(Place(row.owner, number), "O17")
                 self.looks_at("mappings", (row.owner, row.object))
             case "mappings":
-                for other in self.looked_at["mappings"]:
-                    self.suppose(Place(*number, *other), "O3")
+                # That two mappings' shadows differ follows: a shadow's row says whose it is, and of what.
+                self.suppose(Place(*number, *number), "O3")
                 self.suppose(Place(*number), "O8", "O17")
                 self.looks_at("tenants", number[0])
             case "exports":
@@ -397,34 +400,6 @@ def minting(system: AnyObjects) -> Iterator[None]:
     finally:
         for module in (objects, object_operations):
             vars(module)["minted"] = original
-
-
-class _Empty:
-    """A table of which no row has been written."""
-
-    def __init__(self, row: Any) -> None:
-        self._row = row
-        self.written: tuple[Any, ...] = ()
-
-    def __getitem__(self, _number: Any) -> Any:
-        return self._row
-
-    get = __getitem__
-
-
-class _Plain:
-    """A table's rows as they were at first."""
-
-    def __init__(self, rows: Table) -> None:
-        self._rows = copy.copy(rows)
-        self._known: dict[Any, Any] = {}
-
-    def __getitem__(self, number: Any) -> Any:
-        parts = number if isinstance(number, tuple) else (number,)
-        key = tuple(map(key_of, parts))
-        if key not in self._known:
-            self._known[key] = self._rows.get(number), number
-        return self._known[key][0]
 
 
 class _First:

@@ -90,6 +90,7 @@ class EmptyRows:
 
     def __init__(self, row: Any) -> None:
         self._row = row
+        self.written: tuple[Any, ...] = ()
 
     def __getitem__(self, _number: Any) -> Any:
         return self._row

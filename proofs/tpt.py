@@ -7,7 +7,7 @@ A walk is taken step by step: one step of any walk (`walk_read`, `walk_update`) 
 walk. By induction so do as many steps as there are; the operations that walk start from whatever that leads to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ from capvisor.model.bits import not_
 from capvisor.model.paging import DONE, READ, UPDATE, Fault, Walk
 from capvisor.model.tpt import Refused
 from capvisor.model.tpt_system import perform
-from capvisor.proofs import lazy, paging_lanes, symbolic, tpt_lanes
+from capvisor.proofs import lazy, paging_lanes, symbolic, tpt_lanes, tpt_progress
 from capvisor.proofs import paging as walks
 from capvisor.proofs.incremental import Way, asked_of
 from capvisor.proofs.steps import Proved
@@ -44,6 +44,8 @@ step of a walk, that it changes nothing but memory, page-walk caches and which s
 LEANS_ON = {
     **dict.fromkeys(("load", "store", "fetch"), ("begin_walk", *WALK_STEPS)),
     "step_walk": tuple(WALK_STEPS),
+    tpt_progress.PENDING: ("begin_walk", *WALK_STEPS),
+    **tpt_lanes.LEANS_ON,
 }
 """What a step leans on: the steps of the walks that it makes."""
 
@@ -51,7 +53,7 @@ LEANS_ON = {
 def steps() -> dict[str, str]:
     """The steps, by name, with their kind; and the theorems on whole walks."""
     kinds = {name: row.actor.value for name, row in OPERATIONS.items()}
-    return {BASE: "base", **dict.fromkeys(WALK_STEPS, "walk"), **kinds, **walks.steps()}
+    return {BASE: "base", **dict.fromkeys(WALK_STEPS, "walk"), **kinds, **walks.steps(), **tpt_progress.steps()}
 
 
 def all_steps() -> dict[str, str]:
@@ -127,7 +129,7 @@ def _step_of_walk(system: AnySystem, stage: int) -> tuple[Step, dict[str, Any]]:
         return Step(system, "step_walk", (vcpu,), Code.NO_VM), {APART: False}
     levels = range(1, LEVELS[-1] + 1)
     level = system.narrow(walk.level, levels[0], levels[-1])
-    walk = walk._replace(is_live=True, stage=stage, level=_one_of(level, levels))
+    walk = system.stepped = walk._replace(is_live=True, stage=stage, level=_one_of(level, levels))
     fault, after = None, None
     try:
         after = paging.advance(system.space(vcpu), walk)
@@ -174,8 +176,13 @@ def touched(system: AnySystem, step: Step) -> Any:
     return holds
 
 
-def ways(name: str, policy: TagPolicy = INTENDED, invariants: tuple[str, ...] = KEPT) -> list[Way]:
-    """Every way through a step, with the goals of some of what is asked of steps."""
+def ways(
+    name: str,
+    policy: TagPolicy = INTENDED,
+    invariants: tuple[str, ...] = KEPT,
+    progress: Callable[[AnySystem, Step], dict[str, Any]] | None = None,
+) -> list[Way]:
+    """Every way through a step, with the goals of some of what is asked of steps, or else of what is asked of progress."""
     attempts: list[AnySystem] = []
     known = Known()
 
@@ -185,14 +192,10 @@ def ways(name: str, policy: TagPolicy = INTENDED, invariants: tuple[str, ...] = 
         step, beside = _take(system, name)
         seen = frozenset(system.guards.seen)
         system.guards.seen.clear()
-        goals = {each: [TPT_INVARIANTS[each].holds(step, system.place)] for each in invariants if each in TPT_INVARIANTS}
-        if name != BASE and TOUCHED in invariants:
-            goals[TOUCHED] = [touched(system, step)]
-        for each, goal in beside.items():
-            if each in invariants:
-                goals.setdefault(each, []).append(goal)
-        if "T13" in invariants:
-            goals["T13"] = [*system.narrowed, *goals["T13"]]
+        if progress is not None:
+            goals = {each: [goal] for each, goal in progress(system, step).items()}
+        else:
+            goals = _asked(system, name, step, invariants, beside)
         if name != BASE:
             system.suppose()
         parts = {each: tuple(part for goal in of for part in lazy.conjuncts(term_of(goal))) for each, of in goals.items()}
@@ -207,6 +210,21 @@ def ways(name: str, policy: TagPolicy = INTENDED, invariants: tuple[str, ...] = 
         conditions = (*path.conditions, *map(term_of, supposed))
         found.append(Way(conditions, goals, completed, labels, guards, frozenset(system.guards.seen)))
     return found
+
+
+def _asked(
+    system: AnySystem, name: str, step: Step, invariants: tuple[str, ...], beside: dict[str, Any]
+) -> dict[str, list[Any]]:
+    """The goals of a step."""
+    goals = {each: [TPT_INVARIANTS[each].holds(step, system.place)] for each in invariants if each in TPT_INVARIANTS}
+    if name != BASE and TOUCHED in invariants:
+        goals[TOUCHED] = [touched(system, step)]
+    for each, goal in beside.items():
+        if each in invariants:
+            goals.setdefault(each, []).append(goal)
+    if "T13" in invariants:
+        goals["T13"] = [*system.narrowed, *goals["T13"]]
+    return goals
 
 
 def prove(
@@ -226,4 +244,6 @@ def prove(
         return tpt_lanes.prove(name, policy, timeout_s)
     if name in paging_lanes.steps():
         return paging_lanes.prove(name, timeout_s)
+    if name in tpt_progress.steps():
+        return tpt_progress.prove(name, lambda step, goals: ways(step, policy, invariants, goals), timeout_s)
     return asked_of(ways(name, policy, invariants), asked or invariants, timeout_s)

@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 import z3
 
-from capvisor.fastpath import guests, hosts, requests, tlb, tpt, walks
+from capvisor.fastpath import guests, hosts, refusals, requests, tlb, tpt, walks
 from capvisor.fastpath import paging as fast_paging
 from capvisor.fastpath.requests import OPERATION_KERNELS, Request
 from capvisor.fastpath.tpt import BatchSystem
 from capvisor.fastpath.walks import WALK
 from capvisor.model.bits import not_, select
-from capvisor.model.paging import DONE, UPDATE, Walk
-from capvisor.model.tags import REGION_FRAMES
+from capvisor.model.paging import DONE, READ, UPDATE, Walk
 from capvisor.model.tpt_system import perform
-from capvisor.proofs import shaped
+from capvisor.proofs import shaped, tpt_lane_walks
 from capvisor.proofs.afresh import asked_of, explore, suppose
 from capvisor.proofs.incremental import Way
 from capvisor.proofs.shaped import Decided, Grid, Shaped, any_of, constant, symbolic_numpy
 from capvisor.proofs.steps import Proved
 from capvisor.proofs.symbolic import SymBool, SymInt, as_int, term_of
 from capvisor.proofs.theorem import Given, implies
+from capvisor.proofs.tpt_lane_walks import RunTags, Walked, one_of, walk_in_range
 from capvisor.proofs.tpt_state import INDEX_BITS as INDEX_ROWS_BITS
-from capvisor.proofs.tpt_state import OPERAND_BITS, VM_BITS, AnySystem, AnyTags, AnyTlb, Table, key_of
+from capvisor.proofs.tpt_state import OPERAND_BITS, VM_BITS, AnySystem, AnyTlb, Table, key_of
 from capvisor.spec import tpt as limits
 from capvisor.spec.paging import (
     FIRST_VM,
@@ -42,7 +42,6 @@ from capvisor.spec.paging import (
     LARGEST_LEAF,
     LEVELS,
     WORDS_PER_FRAME,
-    Access,
     Entry,
     Mode,
 )
@@ -55,29 +54,37 @@ SAME, RANGES = "same", "ranges"
 """What is asked of an operation: that both give the same, and that what is supposed of states is kept, and no kernel looks
 beyond a table's end."""
 
-KERNEL_MODULES = (guests, hosts, requests, tlb, tpt, walks, fast_paging)
+KERNEL_MODULES = (guests, hosts, refusals, requests, tlb, tpt, walks, fast_paging)
 
-NOT_YET = ("load", "store", "fetch", "step_walk")
-"""Operations in which walks are stepped, of which there is no theorem: campaigns and tests compare them."""
+PARTS: dict[str, tuple[str, int, int]] = {
+    f"step_walk_{name}_{level}": ("step_walk", stage, level)
+    for name, stage in (("read", READ), ("update", UPDATE))
+    for level in range(1, LEVELS[-1] + 1)
+}
+"""Theorems on parts of an operation: of which, and at which stage and level a walk is. Its own theorem is about the rest."""
+
+STEPPED = ("load", "store", "fetch", "step_walk", *PARTS)
+"""Operations, and parts of one, that step walks: theorems of their own, which take far longer than all others together."""
+
+NAMES = {
+    **{PREFIX + name: name for name in OPERATIONS if name not in STEPPED},
+    **{f"stepped_{name}": name for name in STEPPED},
+}
+"""The theorems, by name, and which operation or part each is about."""
+
+LEANS_ON = {
+    f"stepped_{name}": (f"{PREFIX}begin_walk", *(f"stepped_{each}" for each in ("step_walk", *PARTS)))
+    for name in ("load", "store", "fetch")
+}
+"""Theorems on operations that make walks, and those that are about the steps of these."""
 
 
 def steps() -> dict[str, str]:
     """The theorems, by name, with their kind."""
-    return dict.fromkeys((PREFIX + name for name in OPERATIONS if name not in NOT_YET), "fast path")
+    return dict.fromkeys(NAMES, "fast path")
 
 
 # -- the reference's state -------------------------------------------------------------------------------------------------
-
-
-class _Tags(AnyTags):
-    """The reference's tags: that all frames of a region are one owner's is any truth value, which `_regions` is about."""
-
-    def owned(self, base: Any, count: int, owner: Any) -> Any:
-        """As TagTable.owned."""
-        assert count == REGION_FRAMES
-        system: Any = self._system
-        system.region = base, owner
-        return (base + count <= self.frames) & not_(system.is_mixed)
 
 
 class _SlotTable(Table):
@@ -87,7 +94,7 @@ class _SlotTable(Table):
         vcpu, slot = number
         most = TLB_SLOTS if self._name == "tlb" else CACHE_SLOTS
         if isinstance(slot, SymInt):
-            slot = next((each for each in range(most - 1) if slot == each), most - 1)
+            slot = one_of(slot, range(most))
         return super().__getitem__((vcpu, slot))
 
 
@@ -99,14 +106,16 @@ class LaneSystem(AnySystem):
         self._kept: list[Any] = []
         self._is_begun = False
         super().__init__(given, policy, ())
-        self.tags = _Tags(self)
+        self.tags = RunTags(self)
         self.tlb = AnyTlb(lambda name, _empty: _SlotTable(self, name))  # type: ignore[arg-type, return-value]
         place = self.place
         suppose((place.vm < requests.VM_NUMBERS) & (place.guest_frame < FRAME_NUMBERS) & (place.word < WORDS_PER_FRAME))
         suppose((place.vcpu < self.vcpu_count) & (place.slot < TLB_SLOTS) & (place.cache_slot < CACHE_SLOTS))
         suppose(place.swap_slot < SWAP_SLOTS)
         self.any_asid = given.word("any_asid", 4)
-        self.is_mixed, self.region = given.flag("is_mixed"), None
+        self.is_mixed, self.run = given.flag("is_mixed"), None
+        self.apart: Any = True
+        """Whether a step of a walk has changed nothing but what it may."""
 
     def _between(self, name: str, bits: int, low: int, high: int) -> Any:
         most = {"frame_count": limits.MAX_FRAMES, "vcpu_count": limits.MAX_VCPUS, "device_count": limits.MAX_DEVICES}
@@ -145,6 +154,10 @@ class LaneSystem(AnySystem):
         row = self.vcpus[vcpu]
         self.suppose_row("vms", row.vm)
         return super().running(vcpu)
+
+    def fill(self, vcpu: Any, walk: Walk) -> None:
+        """As System.fill, a page of each level on a way of its own."""
+        super().fill(vcpu, walk._replace(leaf_level=one_of(walk.leaf_level, range(1, LARGEST_LEAF + 1))))
 
 
 # -- what both can represent -----------------------------------------------------------------------------------------------
@@ -192,15 +205,6 @@ def _pending_in_range(system: Any, frame: Any) -> Any:
 
 def _large_in_range(system: Any, region: Any) -> Any:
     return implies(system.tags.large[region], (region + 1 << INDEX_BITS) <= system.frame_count)
-
-
-def walk_in_range(walk: Walk) -> Any:
-    """Whether a walk is one that there is, if it is live."""
-    at_page = (walk.level == 1) | (walk.level <= LARGEST_LEAF) & (walk.entry & Entry.PS.value != 0)
-    has_page = (walk.stage == DONE) | (walk.stage == UPDATE) & at_page
-    in_range = (walk.level >= 1) & (walk.level <= LEVELS[-1]) & (walk.access <= Access.FETCH) & (walk.stage <= DONE)
-    in_range = in_range & ((walk.leaf_level >= 1) == has_page) & (walk.leaf_level <= LARGEST_LEAF)
-    return implies(walk.is_live, in_range)
 
 
 def _slot_in_range(levels: int) -> Callable[..., Any]:
@@ -502,38 +506,6 @@ def _tabulated(lane: Lane) -> Iterator[None]:
             setattr(tlb, name, function)
 
 
-@contextmanager
-def _regions(system: LaneSystem, lane: Lane) -> Iterator[None]:
-    """Let a kernel look at any one frame of a region, instead of at each, and compare it with what the reference asks of it.
-
-    Where all frames compare alike, both find alike whether there is one that differs: that is then the same truth value.
-    """
-    number = system.given.word("any_of_region", INDEX_BITS)
-
-    class Region(shaped.Numpy):
-        @staticmethod
-        def arange(size: int) -> Shaped:
-            assert size == REGION_FRAMES
-            return any_of(number).astype(np.int64)
-
-        class logical_or:  # noqa: N801 - numpy's name
-            @staticmethod
-            def reduce(others: Shaped, axis: int) -> Shaped:
-                assert others.shape == (1, 1) and axis == 1
-                if system.region is not None:
-                    base, owner = system.region
-                    differs = system.first.tags.tags[base + number] != owner
-                    lane.within.append(SymBool(others.cells[0, 0]) == differs)
-                return Shaped([system.is_mixed.term], np.bool_)
-
-    before = vars(hosts)["np"]
-    vars(hosts)["np"] = Region()
-    try:
-        yield
-    finally:
-        vars(hosts)["np"] = before
-
-
 _MOST_LEVEL = 8
 """One more than a column of levels holds."""
 
@@ -542,7 +514,8 @@ _MOST_LEVEL = 8
 
 
 def ways(name: str, policy: TagPolicy = INTENDED) -> list[Way]:
-    """Every way through an operation on both, with what is to be shown."""
+    """Every way through an operation on both, or a part of one, with what is to be shown."""
+    operation, stage, level = PARTS.get(name, (name, DONE, 0))
 
     def run() -> tuple[bool, dict[str, tuple[z3.BoolRef, ...]], frozenset[str]]:
         given = Given()
@@ -551,19 +524,31 @@ def ways(name: str, policy: TagPolicy = INTENDED) -> list[Way]:
             suppose(condition)
         given.assumptions.clear()
         system.begin()
-        lane = Lane(system)
-        operands = [given.word(each, OPERAND_BITS[kind]) for each, kind in OPERATIONS[name].operands]
+        lane, walked = Lane(system), Walked()
+        operands = [given.word(each, OPERAND_BITS[kind]) for each, kind in OPERATIONS[operation].operands]
+        if operation == "step_walk":
+            walk = system.walks[operands[0]]
+            is_part = walk.is_live & (walk.stage != DONE)
+            suppose(is_part & (walk.stage == stage) & (walk.level == level) if name in PARTS else not_(is_part))
+        with tpt_lane_walks.one_step(system, stage, level), tpt_lane_walks.by_steps(system, walked):
+            step = perform(system, operation, *operands)
+
+        def lane_after() -> Lane:
+            after = Lane(system)
+            after.within = lane.within
+            return after
+
         with ExitStack() as stack:
-            step = perform(system, name, *operands)
             stack.enter_context(_tabulated(lane))
             stack.enter_context(symbolic_numpy(*KERNEL_MODULES))
-            if name == "merge":
-                stack.enter_context(_regions(system, lane))
+            stack.enter_context(tpt_lane_walks.any_of_runs(system, lane))
+            if operation in ("load", "store", "fetch"):
+                stack.enter_context(tpt_lane_walks.ended_alike(lane, walked, lane_after, _walk_columns))
             request = Request(lane, shaped.made_of(np.arange(1)))  # type: ignore[arg-type]
-            OPERATION_KERNELS[name](lane, request, *map(any_of, operands))
+            OPERATION_KERNELS[operation](lane, request, *map(any_of, operands))
             goals = same_state(system, lane)
         same = [same_results(step, request), *goals.values()]
-        ranges = [*_all_in_range(system), *lane.within, *system.narrowed]
+        ranges = [*_all_in_range(system), *lane.within, *system.narrowed, system.apart]
         found = {SAME: tuple(map(term_of, same)), RANGES: tuple(map(term_of, ranges))}
         return step.is_completed, found, frozenset(system.guards.seen)
 
@@ -574,6 +559,11 @@ def ways(name: str, policy: TagPolicy = INTENDED) -> list[Way]:
     return found
 
 
+def _walk_columns(walk: Walk) -> dict[str, Shaped]:
+    """A walk of the reference's as the fast path has it."""
+    return {name: any_of(_column(walk, name)) for name in WALK}
+
+
 def prove(name: str, policy: TagPolicy, timeout_s: float) -> Proved:
     """Whether an operation does the same on both."""
-    return asked_of(ways(name.removeprefix(PREFIX), policy), (SAME, RANGES), timeout_s)
+    return asked_of(ways(NAMES[name], policy), (SAME, RANGES), timeout_s)

@@ -296,6 +296,8 @@ class AnySystem(System):
         self._first: Any = None
         self._state: tuple[int, ...] = ()
         self._walks: list[tuple[Any, Walk, bool]] = []
+        self.stepped = Walk()
+        """The walk that a step of a walk is about."""
         self._looked_at: dict[str, list[tuple[Any, ...]]] = {}
         self.place = Place(
             given.word("any_vcpu", VCPU_BITS),

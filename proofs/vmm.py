@@ -6,12 +6,13 @@ any state that the invariants allow (`proofs.vmm_state`), along all its ways; th
 What the guest does to registers is proved in parts: by register, and for the register of commands by the command.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import z3
 
-from capvisor.model.bits import not_
+from capvisor.model.bits import not_, select
 from capvisor.model.vmm_system import perform
 from capvisor.proofs import lazy, symbolic
 from capvisor.proofs.incremental import Way, asked_of
@@ -35,12 +36,14 @@ from capvisor.spec.vmm import (
     WINDOW_FRAME_SHIFT,
     WINDOW_SHIFT,
     WORD_BITS,
+    Command,
     OperandKind,
     Register,
     Space,
 )
-from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Before, Place, Step
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS
 from capvisor.spec.vmm_policy import INTENDED, VmmPolicy
+from capvisor.spec.vmm_words import Place, Step
 
 BASE = "initial"
 """The base case among the steps: the machine as it is made."""
@@ -82,10 +85,21 @@ def parts(name: str) -> tuple[str, ...]:
     if name in ("input", "output"):
         found = tuple(each.name.lower() for each in Register)
     if name == "output":
-        commands = (*(each.name for each in COMMANDS.values()), OTHER)
+        commands = (*ALIKE, OTHER)
         found = (*(each for each in found if each != "command"), *(f"{_COMMAND}{each}" for each in commands))
     has_words = name in ("input", "output", "mediate")
     return (*found, f"{ALONE}{found[0]}") if has_words else found
+
+
+def _alike() -> dict[str, tuple[int, ...]]:
+    found: dict[Any, list[Command]] = {}
+    for row in COMMANDS.values():
+        found.setdefault((row.transfer, row.handling, row.has_own_data), []).append(row)
+    return {rows[0].name: tuple(row.opcode for row in rows) for rows in found.values()}
+
+
+ALIKE = _alike()
+"""Commands that the mediator does the same with: by the name of the first one, their opcodes. They are proved in one."""
 
 
 _OPERAND_BITS = {
@@ -117,11 +131,14 @@ def _operands(given: Given, name: str, part: str) -> tuple[list[Any], list[Any]]
     conditions: list[Any] = []
     if is_command:
         register, command = Register.COMMAND.name.lower(), part.removeprefix(_COMMAND)
-        opcodes = {row.name: opcode for opcode, row in COMMANDS.items()}
-        if command != OTHER:
-            operands["value"] = given.word("value_above", WORD_BITS - 8) << 8 | opcodes[command]
+        if command == OTHER:
+            conditions = [operands["value"] & OPCODE != opcode for opcode in COMMANDS]
         else:
-            conditions = [operands["value"] & OPCODE != opcode for opcode in opcodes.values()]
+            first, *others = ALIKE[command]
+            opcode: Any = first
+            for number, each in enumerate(others):
+                opcode = select(given.flag(f"is_other_{number}"), each, opcode)
+            operands["value"] = given.word("value_above", WORD_BITS - 8) << 8 | opcode
     operands["number"] = given.word("window", WORD_BITS - WINDOW_SHIFT) << WINDOW_SHIFT | Register[register.upper()]
     return list(operands.values()), conditions
 
@@ -143,12 +160,7 @@ def _take(system: AnySystem, name: str, part: str) -> Step:
     if not part.startswith(ALONE):
         system.hooks = (AnyExtension(system, touches=name == "mediate").hooks,)
     system.begin()
-    return perform(system, name, *operands)._replace(before=_before(system))
-
-
-def _before(system: AnySystem) -> Before:
-    first = system.first
-    return Before(first.memory, first.media, first.deployed)
+    return perform(system, name, *operands)._replace(before=system.first)
 
 
 def _place_window(system: AnySystem) -> Step:
@@ -163,7 +175,7 @@ def _place_window(system: AnySystem) -> Step:
     if space == Space.MEMORY:
         system.given.assume(not_(system.in_region(window >> WINDOW_FRAME_SHIFT)))
     system.place_window(device, space, window)
-    return Step(system, PLACE_WINDOW, before=_before(system))
+    return Step(system, PLACE_WINDOW, before=system.first)
 
 
 Parts = dict[int, z3.BoolRef]
@@ -203,8 +215,12 @@ def ways(
     policy: VmmPolicy = INTENDED,
     invariants: tuple[str, ...] = KEPT,
     asked: tuple[str, ...] = (),
+    where: Callable[[AnySystem, Step], Any] | None = None,
 ) -> list[Way]:
-    """Every way through a part of a step: some invariants are supposed before it; the goals are what is asked, or all."""
+    """Every way through a part of a step: some invariants are supposed before it; the goals are what is asked, or all.
+
+    `where` says of a step what else is supposed.
+    """
     attempts: list[AnySystem] = []
     known = Known()
 
@@ -216,6 +232,8 @@ def ways(
         system.guards.seen.clear()
         goals = {each: _goals(system, step, each) for each in asked or invariants if each in VMM_INVARIANTS}
         goals[FITS] = _parts(system.narrowed)
+        if where is not None:
+            system.given.assume(where(system, step))
         if name != BASE:
             system.suppose()
         return step.is_completed, {each: tuple(of.values()) for each, of in goals.items()}, seen

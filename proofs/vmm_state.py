@@ -19,7 +19,7 @@ from capvisor.model.vmm import System
 from capvisor.proofs.cvm_state import Guards
 from capvisor.proofs.symbolic import SymInt, Unfaithful, as_int, bits_for, select, term_of
 from capvisor.proofs.tables import ArrayRows, Column, KeptRows, Noted, is_same, key_of
-from capvisor.proofs.theorem import Given
+from capvisor.proofs.theorem import Given, implies
 from capvisor.spec.vmm import (
     BLOCK_SHIFT,
     COUNT_BITS,
@@ -39,8 +39,9 @@ from capvisor.spec.vmm import (
     Rule,
     Space,
 )
-from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Place, Predicate, Step
+from capvisor.spec.vmm_invariants import VMM_INVARIANTS, Predicate
 from capvisor.spec.vmm_policy import VmmPolicy
+from capvisor.spec.vmm_words import Place, Step
 
 INDUCTIVE = tuple(name for name, row in VMM_INVARIANTS.items() if row.of_state)
 """Invariants of a state: what is supposed before a step, and proved after it."""
@@ -92,11 +93,13 @@ TABLES: dict[str, tuple[Callable[..., Any], tuple[Column, ...], tuple[str, ...]]
     "decoded": _numbers(DEVICE_BITS, "space", "window"),
     "hooked": _numbers(DEVICE_BITS, "space", "window"),
     "windows": _numbers(WINDOW_BITS, "device", "space"),
+    "trapped": _numbers(WORD_BITS, "frame"),
     "registers": _numbers(WORD_BITS, "device", "register"),
     "channels": _rows(vmm.Channel, "device"),
     "media": _numbers(WORD_BITS, "device", "lba"),
     "meant": _rows(vmm.Meant, "device", "lba"),
     "plain": _numbers(WORD_BITS, "device", "position"),
+    "touched": _numbers(0, "device", "lba"),
     "rules": _numbers(2, "device", "lba"),
     "deployments": _rows(vmm.Deployment, "device"),
     "images": _numbers(WORD_BITS, "device", "lba"),
@@ -226,6 +229,9 @@ class Known:
 class AnySystem(System):
     """The reference's machine in any state that the invariants allow."""
 
+    hook_errors = ()
+    """The engine's own refusals are no answers of an extension's."""
+
     def __init__(
         self, given: Given, policy: VmmPolicy, invariants: Iterable[str] = INDUCTIVE, known: Known | None = None
     ) -> None:
@@ -237,6 +243,8 @@ class AnySystem(System):
         self.known = Known() if known is None else known
         self._empty: dict[str, Any] = {}
         self._count, self._notices = 0, True
+        self.chosen: list[Any] = []
+        """Devices that `some_device` has chosen."""
         self._first: Any = None
         self._state: tuple[int, ...] = ()
         self._looked_at: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
@@ -282,6 +290,19 @@ class AnySystem(System):
         """Any truth value."""
         self._count += 1
         return self.given.flag(f"{name}_{self._count}")
+
+    def some_device(self, holds: Callable[[Any], Any]) -> Any:
+        """Whether something holds of a device: of one that is chosen so that it holds of it if it does of any.
+
+        That is supposed of any place's device, and of those chosen before.
+        """
+        chosen = self.fresh("some_device", DEVICE_BITS)
+        self.given.assume((chosen >= 1) & (chosen <= self.device_count))
+        found = holds(chosen)
+        for device in (self.place.device, *self.chosen):
+            self.given.assume(implies(holds(device), found))
+        self.chosen.append(chosen)
+        return found
 
     def make_new(self) -> None:
         """The machine as it is made: no windows, a device that may be a storage device, with a medium to deploy or without.

@@ -61,6 +61,10 @@ def _is_at(symbol: Any, number: Any) -> z3.BoolRef:
     return z3.simplify(as_int(symbol).at(bits)) == z3.simplify(as_int(number).at(bits))
 
 
+_OF_GRANULES = ("memory_tags", "slots_is_slot")
+"""The arrays of what is known of granules: a goal that looks at neither isn't about one."""
+
+
 def _split(way: Way, goal: Goal, depth: int) -> Iterator[tuple[z3.BoolRef, ...]]:
     """The cases in which a goal is asked that is too much at once.
 
@@ -69,7 +73,8 @@ def _split(way: Way, goal: Goal, depth: int) -> Iterator[tuple[z3.BoolRef, ...]]
     """
     names = lazy.symbols(goal.condition)
     if depth == 1:
-        concerned = {name for name in way.cases if name in names and (name != "any_granule" or "memory_tags" in names)}
+        of_granule = not names.isdisjoint(_OF_GRANULES)
+        concerned = {name for name in way.cases if name in names and (name != "any_granule" or of_granule)}
         ways_to_be = [_one_of(conditions) for name, conditions in way.cases.items() if name in concerned]
     elif depth == 2:
         ways_to_be = [_one_of(conditions) for conditions in way.of_holders.get(goal.holder, ())]
@@ -95,7 +100,7 @@ def parts_of(
         # Threads that the step starts have no symbol for their cVM: it is one that the step knows.
         named = itertools.zip_longest(said, holders[: len(said)], fillvalue="")
         parts = [Goal(part, holder) for place, holder in named for part in lazy.conjuncts(term_of(place))]
-        parts = [part for part in parts if not others & lazy.symbols(part.condition)]
+        parts = [part for part in parts if not others or not others & lazy.symbols(part.condition)]
         seen: set[int] = set()
         new = (part for part in parts if part.condition.get_id() not in seen)
         found[name] = tuple(part for part in new if not seen.add(part.condition.get_id()))  # type: ignore[func-returns-value]

@@ -73,6 +73,10 @@ LAYERS: dict[str, Layer] = {
 """From the machine upwards."""
 
 
+HELD = ("register", "ddc", "pcc")
+"""Where a thread has what authorises an access of its own, or a fetch."""
+
+
 @dataclass(frozen=True)
 class Supposition:
     """What a layer's proofs suppose of what they don't model."""
@@ -83,7 +87,7 @@ class Supposition:
     guards: tuple[str, ...] = ()
     """Of `spec.stack_policy`: what the stack does for it."""
     invariants: tuple[str, ...] = ()
-    """What gives it, and is proved of every step: invariants of systems, as `tpt.T1`."""
+    """What gives it, and is proved of every step: of a layer, as `tpt.T1`, or of all together, as `stack.S3`."""
     steps: tuple[str, ...] = ()
     """Steps of systems of which it is proved, as `cvm.outside`."""
     theorems: tuple[str, ...] = ()
@@ -114,32 +118,30 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "vmm",
             "What its guest's processors do to memory the VMM has looked at, though VMs translate by tables of their own.",
             guards=("region_untagged",),
-            invariants=("vmm.P1", "tpt.T1", "tpt.T2", "tpt.T3", "tpt.T8"),
+            invariants=("vmm.P1", "tpt.T1", "tpt.T2", "tpt.T3", "tpt.T8", "stack.untagged", "stack.S1", "stack.S2"),
             theorems=("composition.region",),
-            checked=("stack.S1", "stack.S2", "stack.S8"),
         ),
         Supposition(
             "vmm.user",
             "vmm",
             "A mediated device has one user, to whom all of its buffers belong.",
             guards=("mediator_checks_tags", "registers_by_owner", "attach_idle"),
+            invariants=("stack.S2", "stack.S7", "stack.commanded"),
             theorems=("composition.frames",),
-            checked=("stack.S7",),
         ),
         Supposition(
             "vmm.stops",
             "vmm",
             "All of its guest stops when it stops the guest.",
             guards=("stop_reaches_all",),
-            checked=("stack.S9",),
+            invariants=("stack.S9",),
         ),
         Supposition(
             "vmm.moving",
             "vmm",
-            "Every write to memory that is being moved to another machine is seen.",
+            "Every write to memory that is being moved to another machine is seen; none is made once the guest is stopped.",
             guards=("track_all_writes",),
-            invariants=("vmm.P13",),
-            checked=("vmm.P13",),
+            invariants=("vmm.P13", "stack.tracked", "stack.S9"),
         ),
         Supposition(
             "tpt.memory",
@@ -147,16 +149,15 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "Nothing below the host writes to its frames but what itself, its guests and their devices ask for, so that a "
             "clean frame stays clean.",
             guards=("host_claims_first", "extensions_check_tags", "mediator_checks_tags"),
-            invariants=("vmm.P1", "vmm.P2", "vmm.P17", "tpt.T13"),
+            invariants=("vmm.P1", "vmm.P2", "vmm.P17", "tpt.T5", "tpt.T13", "stack.S1", "stack.S2", "stack.unclean"),
             theorems=("composition.frames", "composition.region"),
-            checked=("stack.S1", "stack.S2", "stack.S8", "tpt.T5"),
         ),
         Supposition(
             "tpt.devices",
             "tpt",
             "What accesses memory for a VM's device is looked up: also what the VMM copies for a mediated one.",
             guards=("mediator_checks_tags",),
-            invariants=("vmm.P2", "vmm.P7", "tpt.T9"),
+            invariants=("vmm.P2", "vmm.P7", "tpt.T9", "stack.S2"),
             theorems=("composition.frames",),
         ),
         Supposition(
@@ -164,9 +165,8 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "tpt",
             "Tags are where no guest, device or host can write, and only the host's operations change them.",
             guards=("tables_in_region", "region_untagged"),
-            invariants=("tpt.T4", "tpt.T8"),
+            invariants=("tpt.T4", "tpt.T8", "stack.untagged", "stack.S1", "stack.S8"),
             theorems=("composition.region",),
-            checked=("stack.S1", "stack.S8"),
         ),
         Supposition(
             "tpt.host",
@@ -179,33 +179,29 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "cvm",
             "What lies below the Intravisor makes no capability: it may change its memory, but only to what isn't tagged.",
             guards=("dma_clears_tags", "tables_in_region"),
-            invariants=("tpt.T5",),
+            invariants=("tpt.T5", "stack.S3", "stack.S4", "stack.S5", "stack.placed"),
             steps=("cvm.outside",),
-            checked=("stack.S3", "stack.S4"),
         ),
         Supposition(
             "cvm.private",
             "cvm",
             "Nobody else's guests and devices access the memory of the guest that it runs in.",
-            invariants=("tpt.T1", "tpt.T2", "tpt.T3", "tpt.T9"),
+            invariants=("tpt.T1", "tpt.T2", "tpt.T3", "tpt.T9", "stack.S2"),
             theorems=("composition.frames", "composition.guests"),
-            checked=("stack.S2",),
         ),
         Supposition(
             "cvm.pages",
             "cvm",
             "No two of its addresses are one byte of the machine, and a page is always the same content.",
             guards=("pages_bound",),
-            invariants=("tpt.T5", "tpt.T11"),
-            checked=("stack.S5",),
-            trusted="in the theorems, the kernel of its guest, which writes the tables; where the stack runs, the guard",
+            invariants=("tpt.T5", "tpt.T11", "stack.S5", "stack.placed"),
         ),
         Supposition(
             "cvm.resident",
             "cvm",
             "A sweep over its memory meets all of it.",
             guards=("resident_first",),
-            checked=("cvm.C8",),
+            invariants=("stack.resident",),
         ),
         Supposition(
             "cvm.machine",
@@ -218,35 +214,49 @@ SUPPOSITIONS: dict[str, Supposition] = {
             "cvm.apart",
             "cvm",
             "In one guest, two cVMs meet where their regions, nestings and live grants say.",
-            invariants=tuple(f"cvm.{name}" for name in ("C1", "C2", "C6", "C7", "C8", "C16", "C17", "C18", "C19")),
-            theorems=("composition.cvms", "composition.stack"),
-            checked=("stack.S2", "stack.S6"),
+            invariants=(
+                *(f"cvm.{name}" for name in ("C1", "C2", "C6", "C7", "C8", "C16", "C17", "C18", "C19")),
+                *("stack.S2", "stack.S5", "stack.placed"),
+            ),
+            theorems=(
+                *(f"composition.cvm_{place}" for place in HELD),
+                "composition.granules",
+                "composition.cvms",
+                "composition.stack",
+            ),
         ),
         Supposition(
             "orc.apart",
             "orc",
             "In one guest, two tenants meet in objects that both have mapped, where neither can store.",
-            invariants=tuple(f"orc.{name}" for name, row in ORC_INVARIANTS.items() if row.is_of_state),
-            theorems=("composition.tenants", "composition.stack"),
-            checked=("stack.S2", "stack.S6"),
+            invariants=(
+                *(f"orc.{name}" for name, row in ORC_INVARIANTS.items() if row.is_of_state),
+                *("stack.S2", "stack.S5", "stack.placed"),
+            ),
+            theorems=(
+                *(f"composition.tenant_{place}" for place in HELD),
+                "composition.granules",
+                "composition.tenants",
+                "composition.stack",
+            ),
         ),
         Supposition(
             "orc.memory",
             "orc",
             "Nobody else writes to its memory, which holds no capability but what it and its tenants have put there.",
             guards=("base_memory_kept", "dma_clears_tags", "tables_in_region"),
-            invariants=("tpt.T1", "tpt.T2", "tpt.T3", "tpt.T5", "tpt.T9"),
+            invariants=(
+                *(f"tpt.{name}" for name in ("T1", "T2", "T3", "T5", "T9")),
+                *(f"stack.{name}" for name in ("S2", "S3", "S4", "S5", "placed", "unwritten")),
+            ),
             theorems=("composition.frames", "composition.guests"),
-            checked=("stack.S2", "stack.S3", "stack.S4", "orc.O12"),
         ),
         Supposition(
             "orc.pages",
             "orc",
             "No two of its addresses are one byte of the machine, nor one with another monitor's; sweeps meet all of them.",
             guards=("pages_bound", "resident_first"),
-            invariants=("tpt.T5", "tpt.T11"),
-            checked=("stack.S5",),
-            trusted="in the theorems, the kernel of its guest, which writes the tables; where the stack runs, the guards",
+            invariants=("tpt.T5", "tpt.T11", "stack.S5", "stack.placed", "stack.resident"),
         ),
     )
 }

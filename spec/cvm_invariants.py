@@ -124,10 +124,20 @@ def held(step: Step, place: Place) -> Iterator[tuple[str, Cap]]:
             yield "pcc", hart.pcc.tagged_if(runs)
     if place.granule is None:
         return
-    row = monitor.regions[place.cvm]
-    address = monitor.memory.base + (place.granule << monitor.format.granule_shift)
-    inside = row.is_live & (row.base <= address) & (address < row.top)
-    yield "granule", monitor.granule(place.granule).tagged_if(inside)
+    yield "granule", monitor.granule(place.granule).tagged_if(is_inside(monitor, place.cvm, place.granule))
+
+
+def is_inside(monitor: Monitor, cvm_id: Any, granule: Any) -> Any:
+    """Whether a granule begins in a cVM's region."""
+    row = monitor.regions[cvm_id]
+    address = monitor.memory.base + (granule << monitor.format.granule_shift)
+    return row.is_live & (row.base <= address) & (address < row.top)
+
+
+def has_put(monitor: Monitor, granule: Any) -> Any:
+    """Whether the monitor has put a grant into a granule that is still live."""
+    slot = monitor.slots[granule]
+    return slot.is_slot & monitor.grants[slot.grant].is_live
 
 
 def everywhere(step: Step, place: Place, holds: Callable[[str, Cap], Any]) -> Any:
@@ -196,7 +206,11 @@ def no_stash(step: Step, place: Place) -> Any:
         usable = is_plain(cap) & not_(is_empty(cap)) & not_(is_own(step, place.cvm, cap))
         return implies(usable, slot.is_slot & is_granted(step, place.cvm, cap, slot.grant))
 
-    return everywhere(step, place, kept)
+    holds = everywhere(step, place, kept)
+    if place.granule is None:
+        return holds
+    put = has_put(step.monitor, place.granule) & is_inside(step.monitor, place.cvm, place.granule)
+    return holds & implies(put, step.monitor.held[step.monitor.slots[place.granule].grant, place.cvm])
 
 
 def no_leak(step: Step, place: Place) -> Any:
@@ -434,7 +448,8 @@ CVM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "C6",
             "no stash",
-            "What a cVM can use from its memory is its own, or stands where the monitor has put a live grant, within it.",
+            "What a cVM can use from its memory is its own, or stands where the monitor has put a live grant, within it; "
+            "and it has probed every live grant that the monitor has put there.",
             _SYSTEMS,
             no_stash,
         ),

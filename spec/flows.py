@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from capvisor.spec import cvm
-from capvisor.spec.cvm_invariants import is_empty, is_plain, some
+from capvisor.spec.cvm_invariants import has_put, is_empty, is_plain, some
 from capvisor.spec.formats import Permission
 from capvisor.spec.invariants import (
     Cap,
@@ -308,12 +308,16 @@ def named(before: Monitor, call: str, thread: Thread, words: tuple[Any, ...]) ->
     return Named()
 
 
-def granule_respected(before: Monitor, after: Monitor, caller: Any, rows: Named, granule: Any) -> Any:
-    """Whether a granule is as it was, or its tag was taken with a grant that was put there, or it is the caller's."""
+def granule_respected(before: Monitor, after: Monitor, caller: Any, rows: Named, granule: Any, cvm_id: Any) -> Any:
+    """Whether a granule is as it was, or its tag was taken with a live grant that was put there, or it is the caller's.
+
+    Any cVM whose granule it is had probed that grant.
+    """
     was, now = before.granule(granule), after.granule(granule)
     slot = before.slots[granule]
-    taken = same_bits(was, now) & not_(now.tag) & slot.is_slot & some(slot.grant == each for each in rows.ended)
+    taken = same_bits(was, now) & not_(now.tag) & has_put(before, granule) & some(slot.grant == each for each in rows.ended)
     taken = taken & rows.is_entitled
+    taken = taken & implies(sees_granule(before, cvm_id, granule), sees_grant(before, cvm_id, slot.grant))
     return same(was, now) | taken | sees_granule(before, caller, granule)
 
 
@@ -354,7 +358,9 @@ def rows_respected(before: Monitor, after: Monitor, caller: Any, rows: Named, nu
     may_change = rows.is_grant(number) & (rows.is_entitled if rows.ended else True)
     yield may_change | same_row(before.grants[number], after.grants[number])
     yield rows.is_portal(number) | same_row(before.portals[number], after.portals[number])
-    yield sees_granule(before, caller, number) | same_row(before.slots[number], after.slots[number])
+    ended = has_put(before, number) & not_(has_put(after, number)) & rows.is_entitled
+    ended = ended & some(before.slots[number].grant == each for each in rows.ended)
+    yield sees_granule(before, caller, number) | same_slot(before, after, number) | ended
     # What the others hold and have probed goes only with a file or a portal that had ended.
     was, now = before.held[number, other], after.held[number, other]
     yield (was == now) | rows.is_grant(number) & (not_(before.grants[number].is_live) & not_(now) | (other == caller))
@@ -368,6 +374,12 @@ def same_row(one: Any, other: Any) -> Any:
     for mine, its in zip(one, other, strict=True):
         holds = holds & (mine == its)
     return holds
+
+
+def same_slot(one: Monitor, other: Monitor, granule: Any) -> Any:
+    """Whether the monitor has put the same live grant into a granule, or none: of one that has ended nothing comes."""
+    put, others_put = has_put(one, granule), has_put(other, granule)
+    return (put == others_put) & implies(put, one.slots[granule].grant == other.slots[granule].grant)
 
 
 def threads_alike(one: Thread, other: Thread, register: Any) -> Iterator[Any]:
@@ -406,7 +418,7 @@ def systems_alike(one: System, other: System, cvm_id: Any, index: Any, byte: Any
     seen, (mine, its) = sees_granule(one.before, cvm_id, index), (one.after, other.after)
     for part, its_part in zip(mine.memory.store.get(index), its.memory.store.get(index), strict=True):
         yield implies(seen, part == its_part)
-    yield implies(seen, same_row(mine.slots[index], its.slots[index]))
+    yield implies(seen, same_slot(mine, its, index))
     opened = is_open_to(one.before, cvm_id, byte, number) & one.before.memory.contains(byte, 1)
     yield implies(opened, mine.memory.read(byte, 1) == its.memory.read(byte, 1))
     yield same_row(mine.regions[cvm_id], its.regions[cvm_id])
@@ -467,7 +479,7 @@ def respects(
         registers.append(implies(place.register != INVOKED_DATA, in_register) if is_inside else in_register)
         registers.append(capability_respected(each.monitor, each.before, each.before.hart.ddc, each.after.hart.ddc, rows))
     return {
-        "memory": [granule_respected(before, after, cvm_id, rows, place.granule)],
+        "memory": [granule_respected(before, after, cvm_id, rows, place.granule, place.cvm)],
         "rows": list(rows_respected(before, after, cvm_id, rows, place.number, place.cvm)),
         "threads": [thread_respected(each.before, each.after, rows) for each in others],
         "registers": registers,

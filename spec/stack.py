@@ -16,7 +16,8 @@ from capvisor.spec.vmm import BLOCKS_PER_FRAME
 FORMAT = FORMATS["cc128"]
 """A granule is two words of 64 bits, as tables of pages have them: so there is one memory."""
 
-GRANULES_PER_FRAME = 1 << FRAME_SHIFT - FORMAT.granule_shift
+GRANULE_BITS = FRAME_SHIFT - FORMAT.granule_shift
+GRANULES_PER_FRAME = 1 << GRANULE_BITS
 WORDS_PER_GRANULE = WORDS_PER_FRAME // GRANULES_PER_FRAME
 WORDS_PER_BLOCK = WORDS_PER_FRAME // BLOCKS_PER_FRAME
 

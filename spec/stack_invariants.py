@@ -2,7 +2,7 @@
 
 The layers' own invariants hold of every step of every layer too: what P, T, C and O say of states, after each step of any of
 them. Here is what none of them can say, because it is of two. A predicate is a function of a step (`Step`) and of a place: a
-frame, a granule of a frame, a page of a monitor's memory and another one. It is checked while running.
+frame, a granule of a frame, a page of a monitor's memory and another one. It is checked while running, and proved.
 
 Said in one sentence: an unmediated step of a principal touches only what that principal was granted, at every layer. By a
 *granted* frame is meant: a VM's own, for the VM, its walker, its devices, and what the VMM's mediator does for those; for
@@ -101,30 +101,39 @@ def frames_granted(step: Step, place: Place) -> Any:
 # -- granules --------------------------------------------------------------------------------------------------------------
 
 
+class _Granule(NamedTuple):
+    """What there is where nothing is tagged."""
+
+    tag: bool = False
+    upper: int = 0
+    lower: int = 0
+
+
+UNTAGGED = _Granule()
+
+
 def tags_from_above(step: Step, place: Place) -> Any:
     """S3."""
     if place.content is None:
         return True
-    was, now = (found.get(place.content) for found in (step.before.tagged, step.stack.tagged()))
-    if now is None or now == was:
-        return True
+    was, now = (found.get(place.content, UNTAGGED) for found in (step.before.tagged, step.stack.tagged()))
+    holds = not_(now.tag) | was.tag & (now.upper == was.upper) & (now.lower == was.lower)
     content, number = place.content
-    stored = any(
-        access.is_write and step.stack.content_of(access.frame) == content and access.word == 2 * number
-        for access in step.accesses
-    )
-    return stored and step.layer in (LayerName.CVM.value, LayerName.ORC.value)
+    for access in step.accesses if step.layer in (LayerName.CVM.value, LayerName.ORC.value) else ():
+        of_content = step.stack.content_of(access.frame) == content
+        holds = holds | access.is_write & of_content & (access.word == 2 * number)
+    return holds
 
 
 def tagged_places(step: Step, place: Place) -> Any:
     """S4."""
     stack, frame = step.stack, place.frame
-    if not stack.memory.get(frame, place.granule).tag:
+    tag = stack.memory.get(frame, place.granule).tag
+    if tag is False:
         return True
     vm = stack.owners[frame]
-    pages = [each for each in stack.pages.values() if each.vm == vm]
-    of_monitor = any(stack.content_of(frame) in each.bound for each in pages)
-    return implies(vm >= FIRST_VM, of_monitor) & not_(stack.tpt.frames[frame].is_clean)
+    placed = implies(vm >= FIRST_VM, stack.is_bound(frame, vm)) & not_(stack.tpt.frames[frame].is_clean)
+    return implies(tag, placed)
 
 
 def pages_bound(step: Step, place: Place) -> Any:
@@ -193,11 +202,13 @@ def tables_kept(step: Step, place: Place) -> Any:
 
 def owners_kept(step: Step, place: Place) -> Any:
     """What S8 says of a frame."""
-    expected = step.before.owners.get(place.frame, FREE)
+    owner = step.stack.owners[place.frame]
+    holds = owner == step.before.owners.get(place.frame, FREE)
     if step.layer == LayerName.TPT.value and step.inner is not None:
         for change in step.inner.retags:
-            expected = change.new if change.frame == place.frame else expected
-    return step.stack.owners[place.frame] == expected
+            is_changed = change.frame == place.frame
+            holds = is_changed & (owner == change.new) | not_(is_changed) & holds
+    return holds
 
 
 def all_stopped(step: Step, place: Place) -> Any:

@@ -152,6 +152,10 @@ COMMANDS: dict[int, Command] = {
         Command(0x30, "write_sectors", Transfer.PIO_OUT, Handling.MEDIATED),
         Command(0xC8, "read_dma", Transfer.DMA_IN, Handling.MEDIATED),
         Command(0xCA, "write_dma", Transfer.DMA_OUT, Handling.MEDIATED),
+        Command(0x24, "read_sectors_ext", Transfer.PIO_IN, Handling.MEDIATED),
+        Command(0x34, "write_sectors_ext", Transfer.PIO_OUT, Handling.MEDIATED),
+        Command(0x25, "read_dma_ext", Transfer.DMA_IN, Handling.MEDIATED),
+        Command(0x35, "write_dma_ext", Transfer.DMA_OUT, Handling.MEDIATED),
         Command(0xE7, "flush_cache", Transfer.NONE, Handling.PASSED),
         Command(0xEF, "set_features", Transfer.NONE, Handling.PASSED),
         Command(0xB0, "smart", Transfer.PIO_IN, Handling.THROUGH, has_own_data=True),
@@ -367,7 +371,12 @@ OPERATIONS: dict[str, Operation] = {
         Operation("begin_move", Actor.VMM, (), "begin to send the guest's memory", _MODEL, (*_ENDED, Code.NOTHING)),
         Operation("send", Actor.VMM, (_FRAME,), "send a frame", _MODEL, (*_ENDED, Code.NOTHING)),
         Operation(
-            "stop", Actor.VMM, (), "stop the guest and its devices, for the last round", _MODEL, (*_ENDED, Code.NOTHING)
+            "stop",
+            Actor.VMM,
+            (),
+            "stop the guest and its devices, for the last round",
+            _MODEL,
+            (*_ENDED, Code.NOTHING, Code.NOT_YET),
         ),
         Operation(
             "send_next",

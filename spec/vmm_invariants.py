@@ -1,4 +1,4 @@
-"""The invariants of a para-pass-through VMM, P1 to P17, predicates on a step of the system, each said once.
+"""The invariants of a para-pass-through VMM, P1 to P19, predicates on a step of the system, each said once.
 
 A predicate is a function of a step (`Step`) and of a place: any vCPU, mapping, frame, block of memory, device, sector, block
 of a shadow buffer, window and extension. It holds if it holds at every place. It is checked while running, and proved.
@@ -10,13 +10,12 @@ them, and what all of them rest on.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from capvisor.spec import vmm_steps as steps
 from capvisor.spec.invariants import implies, not_
 from capvisor.spec.vmm import (
-    ALL_ONES,
     BLOCK_SHIFT,
-    COMMANDS,
     COUNT_BITS,
     DESCRIPTOR_ADDRESS_BITS,
     DESCRIPTOR_COUNT_SHIFT,
@@ -28,8 +27,6 @@ from capvisor.spec.vmm import (
     WINDOW_FRAME_SHIFT,
     WINDOW_SHIFT,
     ChannelState,
-    Code,
-    Handling,
     Phase,
     Register,
     Rule,
@@ -37,117 +34,21 @@ from capvisor.spec.vmm import (
     Stage,
     Transfer,
 )
-
-System = Any
-
-
-class Before(NamedTuple):
-    """What was so before a step."""
-
-    memory: Any
-    media: Any
-    deployed: Any
-
-
-class Step(NamedTuple):
-    """A step of the system: the operation and its operands, how it ended, what it touched, and the state after it."""
-
-    system: System
-    name: str
-    operands: tuple[Any, ...] = ()
-    code: Any = Code.OK
-    value: Any = None
-    touches: tuple[Any, ...] = ()
-    """Blocks of memory read and written, but for what the VMM does in its region: `model.vmm.Touch`."""
-    moves: tuple[Any, ...] = ()
-    """Sectors read and written for the guest: `model.vmm.Move`."""
-    before: Before | None = None
-
-    @property
-    def is_completed(self) -> bool:
-        return self.code is Code.OK
-
-
-class Place(NamedTuple):
-    """Anywhere."""
-
-    vcpu: Any = 0
-    slot: Any = 0
-    frame: Any = 0
-    address: Any = 0
-    """A block of memory."""
-    device: Any = 1
-    lba: Any = 0
-    position: Any = 0
-    """A block of the device's shadow buffer."""
-    space: Any = 0
-    window: Any = 0
-    extension: Any = 1
-
-
-# -- words -----------------------------------------------------------------------------------------------------------------
-
-
-def is_mediated(system: System, device: Any) -> Any:
-    """Whether a device is a storage device that the VMM mediates."""
-    return system.devices[device].is_storage & (system.deployments[device].phase != Phase.GONE)
-
-
-def is_page_frame(first: Any, level: Any, frame: Any) -> Any:
-    """Whether a frame is one of a page of a level."""
-    inside: Any = False
-    for each, count in enumerate(LEVEL_FRAMES):
-        inside = inside | (level == each) & (first <= frame) & (frame < first + count)
-    return inside
-
-
-def stored(system: System, device: Any, lba: Any, word: Any) -> Any:
-    """What a sector is to hold, by its rule, where the guest means a word."""
-    encrypted = system.cipher.encrypt(system.keys[0], lba, word)
-    is_encrypted = system.rules[device, lba] == Rule.ENCRYPTED
-    if is_encrypted is True or is_encrypted is False:
-        return encrypted if is_encrypted else word
-    return is_encrypted.select(encrypted, word)
-
-
-def is_denied(system: System, device: Any, lba: Any) -> Any:
-    """Whether no command to a sector is issued."""
-    rule = system.rules[device, lba]
-    return (rule == Rule.DENIED) | (rule == Rule.FAULTY)
-
-
-def is_followed(channel: Any) -> Any:
-    """Whether a mediator follows a command that is under way."""
-    return (channel.state >= ChannelState.PIO_IN) & (channel.state <= ChannelState.COPYING_IN)
-
-
-def is_in_range(channel: Any, lba: Any) -> Any:
-    """Whether a sector is one of those that a command under way is about."""
-    return is_followed(channel) & (channel.first <= lba) & (lba < channel.first + channel.length)
-
-
-def is_one_of(opcode: Any, *transfers: Transfer) -> Any:
-    """Whether a command is a mediated one that moves data in one of some ways."""
-    found: Any = False
-    for row in COMMANDS.values():
-        if row.handling is Handling.MEDIATED and row.transfer in transfers:
-            found = found | (opcode == row.opcode)
-    return found
-
-
-def _is_own_data(opcode: Any) -> Any:
-    found: Any = False
-    for row in COMMANDS.values():
-        if row.has_own_data:
-            found = found | (opcode == row.opcode)
-    return found
-
-
-def _is_own_page(system: System, touch: Any) -> Any:
-    """Whether a device touches a shadow page of its own as it may."""
-    frame = touch.address >> BLOCK_SHIFT
-    described = frame == system.shadow_descriptor(touch.number) >> BLOCK_SHIFT
-    return (frame == system.shadow_buffer(touch.number) >> BLOCK_SHIFT) | described & (not touch.is_write)
+from capvisor.spec.vmm_refusals import refused_for_a_reason
+from capvisor.spec.vmm_words import (
+    Place,
+    Step,
+    accessed,
+    is_denied,
+    is_followed,
+    is_in_range,
+    is_mediated,
+    is_one_of,
+    is_own_data,
+    is_own_page,
+    is_page_frame,
+    stored,
+)
 
 
 def _all(step: Step, actors: tuple[str, ...], holds: Callable[[Any], Any]) -> Any:
@@ -202,7 +103,7 @@ def devices_touch(step: Step, place: Place) -> Any:
 
     def holds(touch: Any) -> Any:
         outside = not_(system.in_region(touch.address >> BLOCK_SHIFT))
-        return outside | is_mediated(system, touch.number) & _is_own_page(system, touch)
+        return outside | is_mediated(system, touch.number) & is_own_page(system, touch)
 
     return _all(step, ("device",), holds)
 
@@ -210,7 +111,7 @@ def devices_touch(step: Step, place: Place) -> Any:
 def confined(step: Step, place: Place) -> Any:
     """P7."""
     system = step.system
-    return _all(step, ("device",), lambda touch: not_(is_mediated(system, touch.number)) | _is_own_page(system, touch))
+    return _all(step, ("device",), lambda touch: not_(is_mediated(system, touch.number)) | is_own_page(system, touch))
 
 
 # -- what is stored --------------------------------------------------------------------------------------------------------
@@ -298,23 +199,21 @@ def transparent(step: Step, place: Place) -> Any:
     if step.name == "mediate":
         return _copied_to_guest(step)
     if step.name in ("input", "output"):
-        value = step.operands[3] if step.name == "output" else step.value
-        return _shown(step, value)
+        return _shown(step)
     return True
 
 
-def _shown(step: Step, value: Any) -> Any:
-    """After an access, a mediated device's register holds what was written, or read."""
-    system, (_vcpu, space, number) = step.system, step.operands[:3]
-    device, register = system.hooked[space, number >> WINDOW_SHIFT], number & (1 << WINDOW_SHIFT) - 1
-    row, channel = system.devices[device], system.channels[device]
-    holds: Any = True
+def _shown(step: Step) -> Any:
+    """After an access, a mediated device's register holds what was written, or read; and its status says what is so."""
+    system, access = step.system, accessed(step)
+    row, channel = system.devices[access.hook], system.channels[access.hook]
+    holds = steps.tells_what_is_so(step, access)
     for each, shown, bits in (
         (Register.COUNT, row.count, COUNT_BITS),
         (Register.LBA, row.lba, LBA_BITS),
         (Register.DESCRIPTORS, channel.descriptors, DESCRIPTOR_ADDRESS_BITS),
     ):
-        holds = holds & implies((device != 0) & (register == each), shown == value & (1 << bits) - 1)
+        holds = holds & implies((access.hook != 0) & (access.register == each), shown == access.value & (1 << bits) - 1)
     return holds
 
 
@@ -355,6 +254,13 @@ def checked_is_executed(step: Step, place: Place) -> Any:
 # -- interception ----------------------------------------------------------------------------------------------------------
 
 
+def registers_out_of_reach(step: Step, place: Place) -> Any:
+    """What P8 says of a step, and of a window in memory: nobody touches, as memory, a mediated device's registers."""
+    frame, hooked = place.window >> WINDOW_FRAME_SHIFT, step.system.hooked[int(Space.MEMORY), place.window] != 0
+    actors = ("cpu", "device", "mediator", "extension")
+    return _all(step, actors, lambda touch: not_(hooked & (touch.address >> BLOCK_SHIFT == frame)))
+
+
 def vcpus_inside(step: Step, place: Place) -> Any:
     """What P8 says of a vCPU."""
     row = step.system.vcpus[place.vcpu]
@@ -371,6 +277,18 @@ def hooked_where_decoded(step: Step, place: Place) -> Any:
     system, window = step.system, (place.space, place.window)
     device = system.decoded[window]
     return implies((device != 0) & is_mediated(system, device), system.hooked[window] == device)
+
+
+def trapped_where_hooked(step: Step, place: Place) -> Any:
+    """What P8 says of a window in memory: its frame is trapped if, and only if, one in it is intercepted."""
+    system, window = step.system, place.window
+    bit = system.trapped[window >> WINDOW_FRAME_SHIFT] >> (window & (1 << WINDOW_FRAME_SHIFT) - 1) & 1
+    return (bit != 0) == (system.hooked[int(Space.MEMORY), window] != 0)
+
+
+def iommu_is_on(step: Step, place: Place) -> Any:
+    """What P8 says of the IOMMU."""
+    return not_(step.system.vmm[0].is_iommu_off)
 
 
 def window_outside_region(step: Step, place: Place) -> Any:
@@ -403,28 +321,15 @@ def region_is_not_sent(step: Step, place: Place) -> Any:
 # -- what passes through, and what is refused ------------------------------------------------------------------------------
 
 
-def passed_through(step: Step, place: Place) -> Any:
+def passed_through(step: Step) -> Any:
     """P10."""
-    if step.name not in ("input", "output") or step.code in (Code.RANGE, Code.STOPPED):
+    if step.name not in ("input", "output") or step.code in steps.NOT_THERE:
         return True
-    system, (_vcpu, space, number) = step.system, step.operands[:3]
-    window, register = (space, number >> WINDOW_SHIFT), number & (1 << WINDOW_SHIFT) - 1
-    device = system.decoded[window]
-    passes = system.hooked[window] == 0
+    access = accessed(step)
+    passes = access.hook == 0
     if not step.is_completed:
         return not_(passes)
-    row = system.devices[device]
-    value = step.operands[3] if step.name == "output" else step.value
-    other = passes & (device != 0) & not_(row.is_storage)
-    holds = implies(other, system.registers[device, register] == value)
-    for each, kept, bits in (
-        (Register.COUNT, row.count, COUNT_BITS),
-        (Register.LBA, row.lba, LBA_BITS),
-        (Register.DESCRIPTORS, row.descriptors, DESCRIPTOR_ADDRESS_BITS),
-    ):
-        storage = passes & (device != 0) & row.is_storage & (register == each)
-        holds = holds & implies(storage, kept == value & (1 << bits) - 1)
-    return holds & (True if step.name == "output" else implies(passes & (device == 0), value == ALL_ONES))
+    return implies(passes, steps.passes(step, access))
 
 
 def refused_is_nothing(step: Step, place: Place) -> Any:
@@ -462,8 +367,8 @@ def deployed_as_image(step: Step, place: Place) -> Any:
     was, is_deployed = step.before.deployed[device, lba], system.deployed[device, lba]
     holds: Any = system.media[device, lba] == system.images[device, lba]
     for move in step.moves:
-        if move.is_write:
-            holds = holds | move.is_made & (move.device == device) & (move.lba == lba)
+        written = move.is_made & (move.is_write == True)  # noqa: E712 - or of many at once
+        holds = holds | written & (move.device == device) & (move.lba == lba)
     return implies(was, is_deployed) & implies(is_deployed & not_(was), holds)
 
 
@@ -478,10 +383,18 @@ def deployed_or_untouched(step: Step, place: Place) -> Any:
     row, channel = system.deployments[device], system.channels[device]
     inside, is_deployed = (row.phase != Phase.NONE) & (lba < row.size), system.deployed[device, lba]
     untouched = (row.phase == Phase.DEPLOY) & (lba >= row.cursor) & not_(system.meant[device, lba].is_known)
-    untouched = untouched & not_(is_in_range(channel, lba))
+    untouched = untouched & not_(is_in_range(channel, lba) | system.touched[device, lba])
     holds = implies(inside, is_deployed | untouched)
     fetched = row.is_fetched & (row.lba == lba)
     return holds & implies(fetched, inside & (row.word == system.images[device, lba]))
+
+
+def image_or_written(step: Step, place: Place) -> Any:
+    """What P12 says of a sector that is deployed: it holds the image's word, unless a command has written it."""
+    system, sector = step.system, (place.device, place.lba)
+    row = system.deployments[place.device]
+    deployed = (row.phase != Phase.NONE) & (place.lba < row.size) & system.deployed[sector]
+    return implies(deployed & not_(system.touched[sector]), system.media[sector] == system.images[sector])
 
 
 def deployment_books(step: Step, place: Place) -> Any:
@@ -507,6 +420,15 @@ def last_round(step: Step, place: Place) -> Any:
     sent = (row.stage >= Stage.STOPPED) & ((frame < row.next_frame) | (row.stage == Stage.HANDED_OVER))
     holds = implies(guests & sent, system.clean[frame])
     return holds & implies(row.stage == Stage.NONE, not_(system.clean[frame]))
+
+
+def idle_when_stopped(step: Step, place: Place) -> Any:
+    """What P13 says of a mediator: in the last round no command is under way, so that none is lost."""
+    system, device = step.system, place.device
+    row, channel = system.devices[device], system.channels[device]
+    busy = is_followed(channel) | (channel.state == ChannelState.THROUGH) & (row.opcode != 0)
+    stopped = (system.vmm[0].stage == Stage.STOPPED) | (system.vmm[0].stage == Stage.HANDED_OVER)
+    return not_(stopped & is_mediated(system, device) & busy)
 
 
 def moving_books(step: Step, place: Place) -> Any:
@@ -560,7 +482,7 @@ def idle_books(step: Step, place: Place) -> Any:
     mediated, idle = is_mediated(system, device), (row.opcode == 0) & not_(row.is_started)
     ready = (state == ChannelState.READY) | (state == ChannelState.ERROR)
     holds = implies(mediated & ready, idle) & (state <= ChannelState.ERROR)
-    through = not_(row.is_started) & ((row.opcode == 0) | _is_own_data(row.opcode))
+    through = not_(row.is_started) & ((row.opcode == 0) | is_own_data(row.opcode))
     return holds & implies(mediated & (state == ChannelState.THROUGH), through)
 
 
@@ -606,8 +528,7 @@ def memory_is_kept(step: Step, place: Place) -> Any:
     first = system.region_first + FIRST_SHADOW_FRAME
     changed: Any = (first <= frame) & (frame < first + 2 * system.device_count)
     for touch in step.touches:
-        if touch.is_write:
-            changed = changed | (touch.address == address)
+        changed = changed | (touch.is_write == True) & (touch.address == address)  # noqa: E712 - or of many at once
     return changed | (system.memory[address] == step.before.memory[address])
 
 
@@ -617,16 +538,32 @@ def media_are_kept(step: Step, place: Place) -> Any:
         return True
     system, device, lba = step.system, place.device, place.lba
     row = system.deployments[device]
-    changed = not_(step.before.deployed[device, lba]) & system.deployed[device, lba] & (lba < row.size)
+    changed = not_(step.before.deployed[device, lba] | step.before.touched[device, lba])
+    changed = changed & system.deployed[device, lba] & (lba < row.size)
     for move in step.moves:
-        if move.is_write:
-            changed = changed | move.is_made & (move.device == device) & (move.lba == lba)
+        written = move.is_made & (move.is_write == True)  # noqa: E712 - or of many at once
+        changed = changed | written & (move.device == device) & (move.lba == lba)
     return changed | (system.media[device, lba] == step.before.media[device, lba])
 
 
 def nothing_else(step: Step, place: Place) -> Any:
     """P17."""
-    return memory_is_kept(step, place) & media_are_kept(step, place)
+    found: Any = True
+    for part in KEPT_PARTS:
+        found = found & part(step, place)
+    return found
+
+
+KEPT_PARTS: tuple[Callable[[Step, Place], Any], ...] = (
+    memory_is_kept,
+    media_are_kept,
+    steps.ghosts_are_kept,
+    steps.copies_are_kept,
+    steps.rows_are_kept,
+    steps.registers_are_kept,
+    steps.windows_are_kept,
+)
+"""What P17 says of a step, part by part."""
 
 
 Predicate = Callable[[Step, Place], Any]
@@ -644,9 +581,15 @@ class Invariant:
     """What it says of a step."""
     of_state: tuple[Predicate, ...] = ()
     """What it says of a state, part by part: of these, the operands of a step are no matter."""
+    of_event: Callable[[Step], Any] | None = None
+    """What it says of a step by itself, wherever one looks."""
 
     def holds(self, step: Step, place: Place) -> Any:
         """Whether it holds of a step at a place."""
+        return self.holds_there(step, place) & (True if self.of_event is None else self.of_event(step))
+
+    def holds_there(self, step: Step, place: Place) -> Any:
+        """Whether it holds of a step at a place, but for what it says of the step by itself."""
         found: Any = True if self.of_step is None else self.of_step(step, place)
         for part in self.of_state:
             found = found & part(step, place)
@@ -699,8 +642,10 @@ VMM_INVARIANTS: dict[str, Invariant] = {
             "P5",
             "transparency",
             "When the guest has written or read count, address or descriptor pointer of a mediated device, the register "
-            "holds that. Where a sector moves by the port, or is copied to the guest after DMA, the guest gets what is "
-            "meant (P3), if that is known, no hooks are added, and the device hasn't changed its shadow buffer.",
+            "holds that; its status says busy while DMA is under way, asks for data while they move by the port, and says "
+            "error where the mediator has failed a command. Where a sector moves by the port, or is copied to the guest "
+            "after DMA, the guest gets what is meant (P3), if that is known, no hooks are added, and the device hasn't "
+            "changed its shadow buffer.",
             _PUBLIC,
             transparent,
             (moved_as_stored,),
@@ -724,11 +669,15 @@ VMM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "P8",
             "interception",
-            "Every processor runs under the VMM, with its microcode; where a mediated device answers the VMM intercepts; no "
-            "registers of a device or APIC lie over the region.",
+            "Every processor runs under the VMM, with its microcode, and the IOMMU is on; where a mediated device answers "
+            "the VMM intercepts, and nobody reaches its registers as memory; no registers of a device or APIC lie over the "
+            "region.",
             _PUBLIC,
-            None,
-            (vcpus_inside, microcode_kept, hooked_where_decoded, window_outside_region),
+            registers_out_of_reach,
+            (
+                *(vcpus_inside, microcode_kept, iommu_is_on, hooked_where_decoded, trapped_where_hooked),
+                window_outside_region,
+            ),
         ),
         Invariant(
             "P9",
@@ -742,11 +691,11 @@ VMM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "P10",
             "passed through",
-            "An access to registers that aren't mediated is never refused while the guest runs. The register then holds "
-            "what was written, or read (of a storage device's: count, address, descriptor pointer); where there is no "
-            "device, reads give all ones.",
+            "An access to registers that aren't mediated is never refused while the guest runs, and has the effect that the "
+            "hardware gives it, on the device, on its medium and in what is read, and no other; where there is no device, "
+            "reads give all ones.",
             _ABSTRACT,
-            passed_through,
+            of_event=passed_through,
         ),
         Invariant(
             "P11",
@@ -759,19 +708,20 @@ VMM_INVARIANTS: dict[str, Invariant] = {
             "P12",
             "deployment",
             "A sector that isn't deployed yet is one that the guest has neither read nor written, and before it is it gets "
-            "the image's word, once; all have before the VMM leaves, and then the device has no pointer of the VMM's.",
+            "the image's word, once; it holds that until a command writes it, and then what the command wrote; all have "
+            "before the VMM leaves, and then the device has no pointer of the VMM's.",
             _BMCAST,
             deploying,
-            (deployed_or_untouched, deployment_books),
+            (deployed_or_untouched, image_or_written, deployment_books),
         ),
         Invariant(
             "P13",
             "moving",
             "What was sent of a frame that counts as clean is what it holds; when the guest is handed over, all of its "
-            "frames are clean.",
+            "frames are clean; no mediator has a command under way when the guest is stopped, nor from then on.",
             _OURS,
             None,
-            (sent_is_there, last_round, moving_books),
+            (sent_is_there, last_round, idle_when_stopped, moving_books),
         ),
         Invariant(
             "P14",
@@ -800,10 +750,31 @@ VMM_INVARIANTS: dict[str, Invariant] = {
         Invariant(
             "P17",
             "nothing else",
-            "No block of memory changes but those that a step says it has written, and the VMM's shadow pages; no sector "
-            "but those that a command writes, or that are deployed for the first time.",
+            "No block of memory changes but those that a step says it has written, and the VMM's shadow pages; no sector, "
+            "nor what is meant by it, but those that a command writes, or that are deployed for the first time; no register "
+            "of a device, nor what its mediator knows, but by an access to that register, or by a step that is about that "
+            "device, and then what such a step may change.",
             "ours: what the composition of systems rests on",
             nothing_else,
+        ),
+        Invariant(
+            "P18",
+            "commands are carried out",
+            "A command that the mediator follows is about the sectors that the registers said when it came. Each access to "
+            "the data port moves one sector, the next, and each step of DMA the next block: between the guest's buffer, as "
+            "its descriptors say, the shadow buffer and the medium; nothing else moves any. It is followed until all of its "
+            "sectors have moved, unless the status says error, or the guest resets the device or lets the machine sleep.",
+            "ours: what is meant, and that the guest's commands are carried out",
+            steps.followed_to_its_end,
+            of_event=steps.moves_on,
+        ),
+        Invariant(
+            "P19",
+            "refused for a reason",
+            "What is refused is refused for a reason: by code, what must have been so (`spec.vmm_refusals`). So a command "
+            "to sectors that no rule and no added hook forbids, no more than a shadow buffer holds, isn't refused.",
+            "ours: without it a VMM that refused everything would be one",
+            of_event=refused_for_a_reason,
         ),
     )
 }

@@ -38,6 +38,7 @@ class VmmPolicy:
     keep_on_init: bool = _guard("a processor that is started anew stays under the VMM", _PUBLIC)
     keep_on_resume: bool = _guard("the VMM gets the machine back before the guest when it wakes from sleep", _PUBLIC)
     follow_window_moves: bool = _guard("where a mediated device's registers move to, the VMM intercepts", _GUIDE)
+    unmap_registers: bool = _guard("no processor or device reaches a mediated device's registers as memory", _OURS)
     windows_outside_region: bool = _guard("no device's registers are moved over the region", _OURS)
     # -- DMA
     iommu_hides_region: bool = _guard("the domain of pass-through devices lacks the region", _PUBLIC)

@@ -6,7 +6,8 @@ import pytest
 from capvisor.campaign.cvm_alone import Alone, First, UpToTheFirst, first_found
 from capvisor.campaign.cvm_attacks import play
 from capvisor.campaign.cvm_drill import Drill, drill
-from capvisor.campaign.cvm_systems import CRASHES, Systems
+from capvisor.campaign.cvm_systems import Systems
+from capvisor.campaign.systems import CRASHES
 from capvisor.model.monitor import Monitor
 from capvisor.spec.formats import CC64
 from capvisor.spec.policy import INTENDED, without

@@ -7,7 +7,7 @@ from capvisor.campaign.cvm_attacks import play
 from capvisor.campaign.cvm_drill import drill
 from capvisor.campaign.cvm_moves import FIRST_BASE, MEMORY_BASE, MEMORY_BYTES, REGION_BYTES
 from capvisor.campaign.cvm_oracles import OF_CAPABILITIES, OF_GRANTS, OF_PAIRS, OF_STEPS, READS
-from capvisor.campaign.cvm_program import OnReference, Replay, events_of
+from capvisor.campaign.cvm_program import PROGRAMS, OnReference, Replay
 from capvisor.campaign.cvm_systems import Systems
 from capvisor.dsl.cvm_watch import InvariantWatch
 from capvisor.fastpath.capability import Lanes
@@ -35,7 +35,7 @@ def one_at_a_time(systems: Systems, lane: int) -> dict[str, int]:
     replay = Replay(OnReference(systems.format, systems.policy, note))
     for events, event in enumerate(systems.events, 1):
         if event.lanes[lane]:
-            replay.execute(events_of(systems, lane, events)[-1])
+            replay.execute(PROGRAMS.case_of(systems, None, lane, events).events[-1])
     return first
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from capvisor.campaign.orc_drill import NEVER, SLOTS, Drill, drill
 from capvisor.campaign.orc_moves import play
-from capvisor.campaign.orc_program import Case, OnReference, Replay, events_of
+from capvisor.campaign.orc_program import PROGRAMS, Case, OnReference, Replay
 from capvisor.campaign.orc_systems import Deployment, Systems
 from capvisor.dsl.orc_watch import OrcWatch
 from capvisor.fastpath.capability import Lanes
@@ -30,7 +30,7 @@ def one_at_a_time(systems: Systems, lane: int) -> dict[str, int]:
     replay = Replay(OnReference(Case(systems.format, systems.deployment, ()), systems.policy, note))
     for events, event in enumerate(systems.events, 1):
         if event.lanes[lane]:
-            assert replay.execute(events_of(systems, lane, events)[-1])
+            assert replay.execute(PROGRAMS.case_of(systems, systems.deployment, lane, events).events[-1])
     return first
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from capvisor.campaign import tpt
 from capvisor.campaign.engine import Campaign, Report, Settings
-from capvisor.campaign.report import as_json, sarif
-from capvisor.campaign.schedulers import Here, Pool, Scheduler
+from capvisor.campaign.report import sarif
+from capvisor.campaign.schedulers import Here, Scheduler
 from capvisor.campaign.tpt_moves import Deployment, GuestOf
-from capvisor.campaign.tpt_program import Case, LaneEvent, program, reduced
+from capvisor.campaign.tpt_program import PROGRAMS, Case, LaneEvent
 from capvisor.cli.main import main
 from capvisor.dsl.parser import parse
 from capvisor.dsl.system_runner import run_system
@@ -54,15 +54,6 @@ def test_the_intended_policy_passes_and_a_short_campaign_leaves_nothing_untested
 
 
 @pytest.mark.usefixtures("small_units")
-def test_the_report_is_the_same_for_any_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Workers have their own modules, with units as they are.
-    settings = {"seed": 3, "programs": 24, "policy": "without:check_root", "most_findings": 2}
-    monkeypatch.undo()
-    expected = json.dumps(as_json(report_with(Here(), **settings)))
-    assert json.dumps(as_json(report_with(Pool(2), **settings))) == expected
-    assert json.loads(expected)["findings"]
-
-
 def test_a_campaign_says_what_it_never_put_to_the_test() -> None:
     weak = Report(Settings(tpt.PROFILE)).weaknesses
     assert {f"never done: {name}" for name in OPERATIONS} < set(weak)
@@ -128,20 +119,20 @@ FOREIGN = Case(
 
 def test_events_are_left_out_numbers_made_simple_and_the_system_small() -> None:
     policy = without("check_leaf")
-    small = reduced(policy, FOREIGN, "T1")
+    small = PROGRAMS.reduced(policy, FOREIGN, "T1")
     assert small is not None and small[0].deployment.devices == 0 and len(small[0].events) <= 2
-    lines = program(policy, small[0])
+    lines = PROGRAMS.program(policy, small[0])
     assert lines[0].startswith("system tpt { frames 24; levels 5; devices 0; policy without check_leaf; vm0 frames 0..")
     runs(tuple(lines))
-    again = reduced(policy, small[0], "T1")
+    again = PROGRAMS.reduced(policy, small[0], "T1")
     assert again is not None and again[0] == small[0]
-    assert reduced(INTENDED, FOREIGN, "T1") is None
+    assert PROGRAMS.reduced(INTENDED, FOREIGN, "T1") is None
 
 
 def test_a_program_says_who_does_what_and_how_it_ends() -> None:
     nobody = LaneEvent("load", (7, 0, 0))  # no program can name that vCPU
     switched = (LaneEvent("run", (0, 3, 1, 0)), LaneEvent("load", (0, 0, 0)), LaneEvent("split", (0,)))
-    lines = program(INTENDED, FOREIGN._replace(events=(*FOREIGN.events, nobody, *switched)))
+    lines = PROGRAMS.program(INTENDED, FOREIGN._replace(events=(*FOREIGN.events, nobody, *switched)))
     assert lines[1:] == [
         "vm0: load 0x0, user",
         "host: attach 0, 3",

@@ -9,10 +9,10 @@ import pytest
 
 from capvisor.campaign import vmm
 from capvisor.campaign.engine import Campaign, Report, Settings
-from capvisor.campaign.report import as_json, sarif
-from capvisor.campaign.schedulers import Here, Pool, Scheduler
+from capvisor.campaign.report import sarif
+from capvisor.campaign.schedulers import Here, Scheduler
 from capvisor.campaign.vmm_moves import TINY_FRAMES, Deployment
-from capvisor.campaign.vmm_program import Case, LaneEvent, program, reduced
+from capvisor.campaign.vmm_program import PROGRAMS, Case, LaneEvent
 from capvisor.cli.main import main
 from capvisor.dsl.parser import parse
 from capvisor.dsl.system_runner import run_system
@@ -52,13 +52,6 @@ def test_the_intended_policy_passes_and_a_short_campaign_leaves_nothing_untested
     assert report.concerned.keys() == VMM_INVARIANTS.keys()
 
 
-def test_the_report_is_the_same_for_any_number_of_workers() -> None:
-    settings = {"seed": 3, "programs": 60, "policy": "without:iommu_hides_region", "most_findings": 2}
-    expected = json.dumps(as_json(report_with(Here(), **settings)))
-    assert json.dumps(as_json(report_with(Pool(2), **settings))) == expected
-    assert json.loads(expected)["findings"]
-
-
 def test_a_campaign_says_what_it_never_put_to_the_test() -> None:
     weak = Report(Settings(vmm.PROFILE)).weaknesses
     assert {f"never done: {name}" for name in OPERATIONS} < set(weak)
@@ -66,7 +59,7 @@ def test_a_campaign_says_what_it_never_put_to_the_test() -> None:
     assert any(text.startswith("never put to the test: P1, ") for text in weak)
     report = Report(Settings(vmm.PROFILE), behaviours={("stop", 0, 0), ("stop", 2, 0)}, operations=10)
     report.trapped["stop"] = 9
-    assert {"stop never ended as NOTHING", "most operations were refused"} < set(report.weaknesses)
+    assert {"stop never ended as NOTHING, NOT_YET", "most operations were refused"} < set(report.weaknesses)
 
 
 # -- flaws are found -------------------------------------------------------------------------------------------------------
@@ -152,19 +145,19 @@ def foreign(*more: LaneEvent) -> Case:
 
 def test_events_are_left_out_numbers_made_simple_and_the_machine_small() -> None:
     policy = without("descriptors_outside_region")
-    small = reduced(policy, foreign(), "P9")
+    small = PROGRAMS.reduced(policy, foreign(), "P9")
     assert small is not None and small[0].deployment.extensions == () and small[0].deployment.vcpus == 1
     assert len(small[0].events) <= 6
-    lines = program(policy, small[0])
+    lines = PROGRAMS.program(policy, small[0])
     runs(tuple(lines))
-    again = reduced(policy, small[0], "P9")
+    again = PROGRAMS.reduced(policy, small[0], "P9")
     assert again is not None and again[0] == small[0]
-    assert reduced(INTENDED, foreign(), "P9") is None
+    assert PROGRAMS.reduced(INTENDED, foreign(), "P9") is None
 
 
 def test_a_program_says_who_does_what_and_how_it_ends() -> None:
     nobody = LaneEvent("load", (7, 0, 0))  # no program can name that vCPU
-    lines = program(INTENDED, foreign(nobody, LaneEvent("begin_move", ())))
+    lines = PROGRAMS.program(INTENDED, foreign(nobody, LaneEvent("begin_move", ())))
     assert lines[1:] == [
         "ext1: extension_write 9, 5",
         "guest/2: map 5, 3, 0, 1",

@@ -14,13 +14,15 @@ from capvisor.dsl.vmm_watch import VmmWatch
 from capvisor.fastpath.vmm import sector_numbers
 from capvisor.model.vmm import System
 from capvisor.model.vmm_system import perform
+from capvisor.spec import vmm_refusals, vmm_steps
 from capvisor.spec.vmm import OPERATIONS, Code
-from capvisor.spec.vmm_invariants import VMM_INVARIANTS
+from capvisor.spec.vmm_invariants import KEPT_PARTS, VMM_INVARIANTS, deployed_as_image
 from capvisor.spec.vmm_policy import INTENDED, VMM_POLICIES, VmmPolicy, without
 
 GUARDS = (
     *("filter_mappings", "keep_on_init", "follow_window_moves", "iommu_hides_region", "read_back_registers"),
     *("shadow_descriptors", "descriptors_outside_region", "whole_descriptors", "decrypt_reads", "confine_extensions"),
+    *("start_gated", "block_while_busy", "unmap_registers", "reset_follows", "keep_on_resume"),
     *("claim_before_command", "recheck_before_write", "leave_when_deployed", "track_dma_writes", "whole_last_round"),
 )
 POLICIES = {**VMM_POLICIES, **{guard: without(guard) for guard in GUARDS}}
@@ -65,8 +67,27 @@ def test_all_that_is_said_of_states_is_looked_at_somewhere() -> None:
     parts = {part for row in VMM_INVARIANTS.values() for part in row.of_state}
     assert {part for _find, pairs in vmm_oracles.PLACES for _name, part in pairs} == parts
     of_step = {name for name, row in VMM_INVARIANTS.items() if row.of_step is not None}
-    of_ends = {"P3", "P5", "P10", "P11", "P12", "P14", "P17"}
+    of_ends = {"P3", "P5", "P11", "P12", "P14"}
+    of_ends |= {name for _changed, _fields, pairs in vmm_oracles.CHANGED for name, _part in pairs}
     assert {*of_ends, *(name for names in vmm_oracles.OF_TOUCHES.values() for name in names)} == of_step
+
+
+def test_all_that_is_said_of_what_a_step_changes_is_looked_at_somewhere() -> None:
+    parts = {part for _changed, _fields, pairs in vmm_oracles.CHANGED for _name, part in pairs}
+    assert parts == {*KEPT_PARTS, vmm_steps.followed_to_its_end, deployed_as_image}
+
+
+@pytest.mark.parametrize("code", [Code.BLOCKED, Code.RANGE, Code.FAILED, Code.NOTHING, Code.IOMMU, Code.NOT_YET])
+def test_a_refusal_without_a_reason_falls_at_the_same_steps(code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vmm_refusals.REASONS, code, lambda _step: False)
+    if code is Code.RANGE:
+        monkeypatch.setattr(vmm_refusals, "names_nothing", lambda _step: False)
+    systems, deployment = play([3], 24, MOVES, size="tiny")
+    lanes = {each.lane for each in systems.found}
+    assert {each.what for each in systems.found} == {"P19"}
+    for lane in sorted(lanes)[:2]:
+        found = {each.what: each.events for each in systems.found if each.lane == lane}
+        assert found == one_at_a_time(systems, deployment, lane)
 
 
 # -- the drill -------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """`capvisor prove stack`: every supposition has what gives it, and the state of that is told."""
 
 import json
+from dataclasses import replace
 
 from capvisor.cli import prove_stack, prove_system
 from capvisor.cli.prove_stack import CHECKED, FALLS, OPEN, PROVED, TRUSTED
 from capvisor.cli.status import Status
 from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
-from capvisor.proofs import runner
+from capvisor.proofs import runner, stack_steps
 from capvisor.proofs.cache import Cache
 from capvisor.proofs.runner import Verdict
 from capvisor.proofs.steps import TOGETHER, StepOutcome, keep_whole
@@ -28,7 +29,7 @@ def test_what_gives_a_supposition_is_there() -> None:
         assert row.name.split(".")[0] == row.layer and row.layer in LAYERS
         for name in row.invariants:
             system, invariant = name.split(".")
-            assert invariant in kept_by(system), name
+            assert invariant in (stack_steps.KEPT if system == "stack" else kept_by(system)), name
         for name in row.steps:
             system, step = name.split(".")
             assert step in SYSTEM_TOOLS[system].steps(), name
@@ -49,10 +50,13 @@ def test_every_guard_of_the_stack_and_every_theorem_is_for_something() -> None:
 
 def test_the_state_of_a_supposition_is_the_least_of_what_gives_it() -> None:
     verdicts = {name: [Verdict.PROVED, Verdict.PROVED] for row in SUPPOSITIONS.values() for name in row.theorems}
-    kept = {system: frozenset(kept_by(system)) for system in LAYERS}
+    kept = {system: frozenset(kept_by(system)) for system in LAYERS} | {"stack": frozenset(stack_steps.KEPT)}
     found = {name: prove_stack._state(row, verdicts, kept) for name, row in SUPPOSITIONS.items()}
-    assert found["tpt.devices"] == PROVED and found["cvm.memory"] == CHECKED and found["tpt.host"] == TRUSTED
+    assert found["tpt.devices"] == found["cvm.memory"] == PROVED and found["tpt.host"] == TRUSTED
     assert OPEN not in found.values()
+    checked = replace(SUPPOSITIONS["cvm.memory"], checked=("stack.S3",))
+    assert prove_stack._state(checked, verdicts, kept) == CHECKED
+    assert prove_stack._state(SUPPOSITIONS["cvm.memory"], verdicts, kept | {"stack": frozenset(("S4", "S5"))}) == OPEN
     row = SUPPOSITIONS["cvm.private"]
     assert prove_stack._state(row, verdicts, kept | {"tpt": kept["tpt"] - {"T9"}}) == OPEN
     assert prove_stack._state(SUPPOSITIONS["cvm.memory"], verdicts, kept | {"cvm": kept["cvm"] - {"C10"}}) == OPEN
@@ -65,6 +69,7 @@ def test_the_table_says_what_is_open(capvisor, monkeypatch, tmp_path) -> None:
     known = obligations()
     monkeypatch.setattr(prove_stack, "theorems", lambda: [known["composition.stack.cc64"]])
     monkeypatch.setattr(prove_stack.runner, "with_lemmas", list)
+    monkeypatch.setattr(prove_stack, "step_keys", lambda: [("start", "all")])
     path = tmp_path / "stack.json"
     command = ("prove", "stack", "--state", tmp_path, "--workers", 1, "--json", path, "--junit", tmp_path / "stack.xml")
     status, out, _err = capvisor(*command)
@@ -103,10 +108,24 @@ def test_a_part_of_a_system_is_not_remembered_as_the_whole(tmp_path) -> None:
 
 def test_the_whole_needs_every_theorem(capvisor, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(prove_stack, "SUPPOSITIONS", {"vmm.guest": SUPPOSITIONS["vmm.guest"]})
+    monkeypatch.setattr(prove_stack.stack_steps, "prove_all", lambda *_arguments: ([], False))
     for verdict, expected in ((Verdict.PROVED, Status.OK), (Verdict.UNKNOWN, Status.INCONCLUSIVE)):
         outcomes = [runner.Outcome(each, verdict) for each in prove_stack.theorems()]
         monkeypatch.setattr(prove_stack.runner, "prove", lambda *_arguments, outcomes=outcomes: (outcomes, False))
         assert capvisor("prove", "stack", "--state", tmp_path)[0] == expected
+
+
+def test_what_all_steps_keep_across_layers_leans_on_what_layers_keep() -> None:
+    layers = {"tpt": frozenset(("T3", "T13"))}
+
+    def found(*leant_on: str) -> list[StepOutcome]:
+        return [StepOutcome("tpt.store", "all", {"S2": "unsat", "S9": "sat"}, 0.0, "", {"S2": leant_on})]
+
+    keys = [("tpt.store", "all")]
+    kept = prove_stack.across(found("tpt.T3"), keys, layers)
+    assert "S2" in kept and "S9" not in kept
+    assert "S2" not in prove_stack.across(found("tpt.T5"), keys, layers)
+    assert not prove_stack.across(found(), [*keys, ("tpt.load", "all")], layers)
 
 
 def test_suppositions_are_listed_and_nothing_is_proved(capvisor) -> None:

@@ -48,10 +48,11 @@ def test_steps_are_listed_with_their_kinds_and_not_proved(capvisor, monkeypatch)
         ["create.cc128", "deploy"],
         ["cjalr.cc64", "instruction"],
     ]
-    for patterns, steps in (((), SYSTEM_TOOLS["cvm"].steps()), (("*",), SYSTEM_TOOLS["cvm"].all_steps())):
+    # An instruction by itself, which a guest's step stands for, is meant where nothing else is.
+    for patterns in ((), ("*",), ("*.cc64",)):
         status, out, _err = capvisor("prove", "cvm", "--list", *patterns)
         listed = {line.split()[0].rpartition(".")[0]: line.split()[1] for line in out.splitlines()[1:]}
-        assert status == Status.OK and listed == steps
+        assert status == Status.OK and listed == SYSTEM_TOOLS["cvm"].steps()
 
 
 def test_results_are_written_as_junit(capvisor, monkeypatch, tmp_path) -> None:

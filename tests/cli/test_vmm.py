@@ -20,8 +20,8 @@ MOVING = ENCRYPTION.with_name("vmm_3_deployment_and_moving.cap")
 PASSES = ENCRYPTION.with_name("vmm_1_what_passes_through.cap")
 PLACE = ROOT / VMM.attacks / "e06_another_place.cap"
 BEYOND = ROOT / VMM.attacks / "e12_beyond_4_mib.cap"
-NEVER = {"P10"}
-"""What no guard carries: passing through."""
+NEVER = {"P10", "P19"}
+"""What no guard carries: passing through, and reasons to refuse."""
 
 
 def test_programs_of_all_kinds_run_side_by_side(capvisor, tmp_path) -> None:

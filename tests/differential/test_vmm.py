@@ -77,6 +77,24 @@ def storage_devices(system: System) -> None:
             system.place_window(device, space, window)
 
 
+def test_a_command_larger_than_the_buffer_ends_alike_where_memory_ends() -> None:
+    """The shadow buffer is followed by the rest of the region, and that by the end of memory."""
+
+    def start(system: System) -> None:
+        storage_devices(system)
+        for block in range(64):
+            system.memory[8 + block] = 0x10 | 100 << 48
+
+    systems = Systems(Size(40, (20, 40), 1, 2), 2, without("count_bounded"), start, oracles=False)
+    zero = np.zeros(2, np.uint64)
+    for register, value in ((Register.DESCRIPTORS, 8), (Register.COUNT, 400), (Register.COMMAND, 0xCA), (Register.START, 1)):
+        systems.step("output", (zero, zero, zero + np.uint64(4 << 3 | register), zero + np.uint64(value)))
+    for _ in range(200):
+        systems.step("mediate", (zero + np.uint64(DISK),))
+    systems.finish()
+    assert systems.found == [] and systems.counts.codes["mediate", Code.FAILED] == 2
+
+
 @pytest.mark.parametrize("policy", ["intended", "without block_while_busy", "without start_gated"])
 def test_every_register_takes_every_number_in_every_state(policy: str) -> None:
     systems = Systems(Size(64, (30, 50), 1, 2), len(NUMBERS), POLICIES[policy], storage_devices, oracles=False)
@@ -191,7 +209,8 @@ MUTANTS = {
     "claims nothing": (mediator, "_claim", _keeps_everything),
     "ends no command": (storage, "end_command", _keeps_everything),
     "moves no cursor": (_operations, "_move_cursor", _keeps_everything),
-    "leaves no window": (_operations, "_leave_window", _keeps_everything),
+    "leaves no window": (_operations, "_unhook", _keeps_everything),
+    "traps nothing": (BatchVmm, "is_trapped", lambda _self, lanes, _frame: np.zeros(len(lanes), np.bool_)),
     "sends nothing": (_operations, "_send", _keeps_everything),
     "writes no medium": (storage, "_write_medium", _keeps_everything),
     "copies nothing": (mediator, "_copy", _keeps_everything),

@@ -11,14 +11,11 @@ from tests.tutorial import TUTORIAL
 
 
 @given(strategies.programs())
-def test_parsing_what_was_printed_gives_the_same_tree(program: Program) -> None:
-    assert parse(print_program(program)) == program
-
-
-@given(strategies.programs())
-def test_printing_is_stable(program: Program) -> None:
+def test_parsing_what_was_printed_gives_the_same_tree_and_the_same_text(program: Program) -> None:
     text = print_program(program)
-    assert print_program(parse(text)) == text
+    parsed = parse(text)
+    assert parsed == program
+    assert print_program(parsed) == text
 
 
 @pytest.mark.parametrize("path", TUTORIAL, ids=lambda path: path.name)

@@ -111,7 +111,9 @@ def test_the_first_4_mib_were_hidden_in_2009_too() -> None:
 
 def test_devices_and_extensions_are_numbered_in_the_order_in_which_they_are_said() -> None:
     text = SYSTEM + "vmm: assert nic == 1 and disk == 2 and probe == 1 and nic.port == 8 and disk.command == 16 + COMMAND\n"
-    assert verdict_of(text + "vmm: assert disk.mmio == 16 and disk.mmio.lba == 16 + LBA and region == 32 << 3\n").passed
+    assert verdict_of(
+        text + "vmm: assert disk.mmio == 0x1fd80010 and disk.mmio.lba == disk.mmio + LBA and region == 32 << 3\n"
+    ).passed
 
 
 def test_registers_are_where_the_program_says() -> None:
@@ -269,7 +271,7 @@ def test_a_violation_names_the_invariant_its_statement_and_the_place(guard: str,
         ("guest: init -> until", 16, "a result is `-> ok` or `-> refused CODE`"),
         ("guest: peek 80 !fault page", 23, "in a system vmm, nothing gives a fault"),
         ("expect walk refs 4", 13, "nothing walks in a system of kind `vmm`"),
-        ("expect violates P18", 1, "unknown invariant `P18`"),
+        ("expect violates P20", 1, "unknown invariant `P20`"),
         ("vmm: assert memry[5] == 0", 13, "there is no table `memry`; did you mean `memory`?"),
         ("vmm: assert medium[5] == 0", 13, "`medium` is by device, lba"),
         ("let region = 5", 5, "`region` can't name a value"),
@@ -316,7 +318,11 @@ def test_a_wrong_line_is_named_with_its_place(line: str, column: int, message: s
         ("device nic { encrypt 0..9 }", 27, "a device has no `encrypt`: it has numbers alone"),
         ("device nic { port 16 }; device nac { }", 38, "`nac` and `nic` both have registers at `port 0x10`"),
         ("device nic { mmio 33 << 9 }", 14, "the registers of `nic` in memory are in the region"),
-        ("region 0..31; device nic { }", 28, "the registers of `nic` in memory are in the region: say where, `mmio 0x4000`"),
+        (
+            "frames 1M; region 0xfec00..0xfec1f; device nic { }",
+            50,
+            "the registers of `nic` in memory are in the region: say where, `mmio 0x1fd84000`",
+        ),
         ("storage disk { encrypt 9..0 }", 37, "`encrypt` is of 1 to 4096 sectors"),
         ("storage disk { encrypted 0..9 }", 29, "a storage has no `encrypted`; did you mean `encrypt`?"),
         ("storage disk { image 4; deny 0..1 }", 38, "a medium has an image or rules"),

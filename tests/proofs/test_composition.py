@@ -8,6 +8,7 @@ import z3
 from capvisor.model.memory import Granule
 from capvisor.proofs import composition, cvm, runner
 from capvisor.proofs.theorem import obligations, queries
+from capvisor.spec.composition import HELD
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
 from capvisor.spec.vmm_invariants import VMM_INVARIANTS
 
@@ -45,6 +46,16 @@ def test_what_the_layers_come_to(name: str) -> None:
     assert not is_refuted(f"composition.{name}.cc64")
 
 
+@pytest.mark.parametrize("place", HELD)
+@pytest.mark.parametrize("whose", ["cvm", "tenant"])
+def test_what_a_thread_accesses_is_its_cvms_or_tenants(whose: str, place: str) -> None:
+    assert not is_refuted(f"composition.{whose}_{place}.cc64")
+
+
+def test_the_granule_of_what_is_theirs_is_granted_to_them() -> None:
+    assert not is_refuted("composition.granules.cc128")
+
+
 @pytest.mark.parametrize("guard", ["mediator_checks_tags", "extensions_check_tags", "host_claims_first"])
 def test_the_owner_of_a_frame_is_looked_up_by_each_guard(monkeypatch, guard: str) -> None:
     monkeypatch.setattr(composition, "STACK_INTENDED", replace(composition.STACK_INTENDED, **{guard: False}))
@@ -71,16 +82,35 @@ def test_nobody_would_be_apart_without_owners(monkeypatch, name: str) -> None:
     assert is_refuted(f"composition.{name}.cc64")
 
 
-def test_two_tenants_would_meet_elsewhere_without_what_is_said_of_registers(monkeypatch) -> None:
-    left = tuple(each for each in composition.OBJECTS_INDUCTIVE if each != "O5")
+@pytest.mark.parametrize(
+    ("where", "without"),
+    [("register", "O5"), ("ddc", "O5"), ("pcc", "O11")],
+)
+def test_a_tenant_would_access_others_memory_without_what_is_said_of_what_it_holds(monkeypatch, where, without) -> None:
+    left = tuple(each for each in composition.OBJECTS_INDUCTIVE if each != without)
     monkeypatch.setattr(composition, "OBJECTS_INDUCTIVE", left)
-    assert is_refuted("composition.tenants.cc64")
+    assert is_refuted(f"composition.tenant_{where}.cc64")
 
 
-@pytest.mark.parametrize("without", ["C1", "C2"])
-def test_two_cvms_of_a_guest_would_meet_elsewhere_without_their_invariants(monkeypatch, without: str) -> None:
-    monkeypatch.setattr(composition, "INDUCTIVE", tuple(each for each in composition.INDUCTIVE if each != without))
+@pytest.mark.parametrize("where", HELD)
+def test_a_cvm_would_access_others_memory_without_authority(monkeypatch, where: str) -> None:
+    monkeypatch.setattr(composition, "INDUCTIVE", tuple(each for each in composition.INDUCTIVE if each != "C1"))
+    assert is_refuted(f"composition.cvm_{where}.cc64")
+
+
+def test_two_cvms_of_a_guest_would_meet_elsewhere_if_regions_overlapped(monkeypatch) -> None:
+    monkeypatch.setattr(composition, "INDUCTIVE", tuple(each for each in composition.INDUCTIVE if each != "C2"))
     assert is_refuted("composition.cvms.cc64")
+
+
+def test_a_region_that_ends_within_a_granule_would_not_be_granted_whole(monkeypatch) -> None:
+    monkeypatch.setattr(composition, "INDUCTIVE", tuple(each for each in composition.INDUCTIVE if each != "C19"))
+    assert is_refuted("composition.granules.cc128")
+
+
+def test_two_tenants_would_meet_in_what_one_of_them_stores_to(monkeypatch) -> None:
+    monkeypatch.setattr(composition, "is_tenants", lambda *_arguments: True)
+    assert is_refuted("composition.tenants.cc64")
 
 
 @pytest.mark.parametrize("name", ["cvms", "stack"])

@@ -6,6 +6,9 @@ import pytest
 
 from capvisor.cli import main as command
 from capvisor.cli.status import Status
+from capvisor.dsl.draw import fix
+from capvisor.dsl.parser import parse
+from capvisor.dsl.system_runner import run_system
 from capvisor.model import calls, monitor
 from capvisor.proofs import flows, flows_system, flows_witness, matrix
 from capvisor.proofs.flows import Task
@@ -18,6 +21,7 @@ from capvisor.spec.cvm import CALLS, Code
 from capvisor.spec.flows import CHANNELS, System, systems_alike
 from capvisor.spec.formats import CC64, FORMATS
 from capvisor.spec.operations import OPERATIONS
+from tests.tutorial import ROOT
 
 QUICK = (flows.BYTES, "cmove", "clc", "csw", flows_system.GUEST, "portal_finish")
 
@@ -101,6 +105,9 @@ BREAKING = {
     ),
     "a revocation sweeps all slots": _of_monitor(
         "file_revoke", "memory", "slot.is_slot & is_meant(slot.grant, self.grants[slot.grant])", "slot.is_slot"
+    ),
+    "where older files of a key were put is remembered": _of_monitor(
+        "file_advertise", "rows", "slot.is_slot & (slot.grant != number)", "slot.is_slot"
     ),
     "anyone may revoke": _of_calls(
         "file_revoke", "rows", "if monitor.policy.owner_revokes and row.owner != frame.caller:", "if False:"
@@ -192,14 +199,27 @@ def test_flows_are_proved_by_name_from_the_command(tmp_path, capsys) -> None:
 # -- what was found --------------------------------------------------------------------------------------------------------
 
 
-def test_a_revocation_takes_a_tag_where_an_earlier_file_of_that_key_was_put() -> None:
-    """A slot stays a slot: who revokes another file of the same key untags what stands there now, the holder's own too."""
-    scene = Scene(CC64, 0)
-    place = 0x1000 + 0x300 >> CC64.granule_shift
-    assert scene.call(scene.alice, "file_revoke", 6) is Code.OK
-    own = scene.monitor.region_data(BOB)
-    scene.monitor.put(scene.monitor.memory.base + (place << CC64.granule_shift), own)
-    assert scene.call(scene.carol, "file_advertise", 6, 0x40, 64) is Code.OK
-    assert not scene.monitor.held[6, BOB] and scene.monitor.granule(place).tag
-    assert scene.call(scene.carol, "file_revoke", 6) is Code.OK
-    assert not scene.monitor.granule(place).tag
+OLD_SLOTS_STAY = BREAKING["where older files of a key were put is remembered"][2]
+AN_OLD_KEY = ROOT / "programs" / "attacks" / "cvm" / "b39_an_old_key.cap"
+
+
+def test_a_revocation_takes_nothing_where_an_earlier_file_of_that_key_was_put() -> None:
+    program = parse(AN_OLD_KEY.read_text(), AN_OLD_KEY.name)
+    assert run_system(program, fix(program, {}, 0)).passed
+    with in_force(OLD_SLOTS_STAY):
+        failure = run_system(program, fix(program, {}, 0)).failure
+    assert failure is not None and failure.kind == "violation" and "C6" in failure.text
+
+
+def test_what_has_ended_is_not_taken_back_again() -> None:
+    """A call is finished after its caller was destroyed: what stands now where the buffer was put stays."""
+    scene, place = Scene(CC64, 0), 0x380 >> CC64.granule_shift
+    monitor_ = scene.monitor
+    assert scene.call(scene.serving, "portal_fetch", 0x380) is Code.OK
+    assert monitor_.granule(place).tag and monitor_.destroy(BOB) is Code.OK and not monitor_.granule(place).tag
+    monitor_.put(monitor_.memory.base + (place << CC64.granule_shift), monitor_.region_data(ALICE))
+    assert scene.call(scene.serving, "portal_finish") is Code.OK
+    assert monitor_.granule(place).tag
+    with in_force(Mutant("again", monitor.__name__, "row.is_live & (each == number)", "each == number")):
+        answer, which = flows_system.ask(flows_system.respected("portal_finish", CC64), 2)
+    assert answer.result != "unsat" and which == "memory"

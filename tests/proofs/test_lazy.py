@@ -36,9 +36,10 @@ def test_the_answer_is_that_of_all_hypotheses_together() -> None:
         goal, case = any_condition(chosen), any_condition(chosen)
         solver = z3.Solver()
         solver.add(*hypotheses, case, z3.Not(goal))
-        answer = lazy.Question(hypotheses).ask(goal, 60, (case,)).result
-        assert answer == str(solver.check()), seed
-        seen.add(answer)
+        for grows in (False, True):
+            answer = lazy.Question(hypotheses, grows=grows).ask(goal, 60, (case,)).result
+            assert answer == str(solver.check()), seed
+            seen.add(answer)
     assert seen == {"sat", "unsat"}
 
 
@@ -57,3 +58,11 @@ def test_arrays_that_cannot_be_made_flat_are_refused() -> None:
 
 def test_an_answer_takes_no_longer_than_it_may() -> None:
     assert lazy.Question([]).ask(X == Y, 0).result == "unknown"
+
+
+def test_what_is_supposed_is_known_at_sight_with_where_it_is_from() -> None:
+    question = lazy.Question([z3.ULE(X, Y), z3.And(FLAGS[X], ARRAY[Y] == Z)], ["C1", ""])
+    assert question.known(z3.And(ARRAY[Y] == Z, z3.ULE(X, Y))) == {"C1"}
+    assert question.known(z3.BoolVal(True)) == frozenset() == question.known(FLAGS[X])
+    assert question.known(z3.ULE(X, Z)) is None and question.known(z3.And(FLAGS[X], FLAGS[Y])) is None
+    assert z3.is_true(question.flat(z3.Store(ARRAY, X, Z)[X] == Z))

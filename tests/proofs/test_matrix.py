@@ -16,7 +16,8 @@ from capvisor.proofs.theorem import obligations
 from capvisor.spec.operations import OPERATIONS
 
 INVARIANT_NAMES = tuple(isa.KEPT)
-QUICK = (FETCH, "cmove", "csetbounds", "cunseal", "clw", "csc", "cinvoke", "cjalr", "csrrw", "mret", "ecall", "lr.w")
+QUICK = (FETCH, "cmove", "csetbounds", "cunseal", "clw", "csc", "cinvoke", "cjalr", "mret", "ecall", "lr.w")
+"""Rows that take seconds: `make matrix` proves all. A CSR's takes a quarter of a minute, in each of the two matrices."""
 
 
 def test_the_matrix_has_a_cell_for_every_operation_invariant_and_format() -> None:
@@ -41,7 +42,7 @@ def test_a_row_is_proved(row: str) -> None:
     assert all(each.example is not None for each in outcomes)
 
 
-@pytest.mark.parametrize("row", [FETCH, "add", "cbuildcap", "clw", "csc", "cjalr", "csrrw", "mret", "sc.c"])
+@pytest.mark.parametrize("row", [FETCH, "add", "cbuildcap", "clw", "csc", "cjalr", "mret", "sc.c"])
 def test_the_fast_path_takes_the_same_step(row: str) -> None:
     (outcome,) = isa.prove(Task(row, "cc64", (machine.NAME,)), 60)
     assert (outcome.verdict, outcome.reason) == (Verdict.PROVED, "")

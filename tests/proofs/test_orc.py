@@ -1,8 +1,15 @@
 """Theorems on shared objects: steps that keep invariants, and guards without which they don't."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import z3
 
+from capvisor.model import capability
 from capvisor.model.object_operations import OPERATION_RULES
+from capvisor.model.object_tables import Slot
+from capvisor.model.objects import ObjectMonitor
 from capvisor.proofs import orc, orc_guest, orc_runner
 from capvisor.proofs.orc_state import INDUCTIVE
 from capvisor.proofs.steps import StepOutcome
@@ -58,8 +65,72 @@ def test_a_guests_step_leans_on_every_operation() -> None:
     assert set(orc_runner.needed([(orc_guest.NAME, "cc64")])) == {(orc_guest.NAME, "cc64"), (orc_guest.LOADED, "cc64")}
 
 
+# -- what flows ------------------------------------------------------------------------------------------------------------
+
+
+def of_others_registers(monitor: ObjectMonitor, _thread: Any, _slot: Any) -> None:
+    monitor.threads.for_each(lambda each: each.hart.write(11, capability.null(monitor.format)))
+
+
+def of_others_threads(monitor: ObjectMonitor, thread: Any, _slot: Any) -> None:
+    monitor.threads.for_each(lambda each: setattr(each, "is_live", each.tenant == thread.tenant))
+
+
+def of_others_memory(monitor: ObjectMonitor, _thread: Any, slot: Any) -> None:
+    monitor.clear_tags(slot + 1)
+
+
+def of_others_slots(monitor: ObjectMonitor, _thread: Any, slot: Any) -> None:
+    monitor.slots[slot + 1] = Slot()
+
+
+def of_others_mappings(monitor: ObjectMonitor, _thread: Any, _slot: Any) -> None:
+    monitor.mappings.map(lambda _key, row: row._replace(identity=0))
+
+
+OF_FLOWS = (*TABLES, orc.SOUND.name, "others")
+
+
+@pytest.mark.parametrize(
+    "change", [of_others_registers, of_others_threads, of_others_memory, of_others_slots, of_others_mappings]
+)
+def test_a_step_that_changes_what_another_tenant_has_is_seen(
+    change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = OPERATION_RULES["publish"]
+
+    def publish(monitor: ObjectMonitor, thread: Any, slot: Any) -> Any:
+        code = rule(monitor, thread, slot)
+        change(monitor, thread, slot)
+        return code
+
+    monkeypatch.setitem(OPERATION_RULES, "publish", publish)
+    assert fallen("publish", invariants=OF_FLOWS, asked=("others",)) == {"others": "sat"}
+
+
+def test_a_step_changes_nothing_of_others() -> None:
+    assert fallen("publish", invariants=OF_FLOWS, asked=("others",)) == {}
+
+
+def test_a_thread_that_gets_what_is_anothers_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = OPERATION_RULES["publish"]
+
+    def publish(monitor: ObjectMonitor, thread: Any, slot: Any) -> Any:
+        code = rule(monitor, thread, slot)
+        thread.hart.write(11, monitor.data_of(slot + 1))
+        return code
+
+    monkeypatch.setitem(OPERATION_RULES, "publish", publish)
+    assert fallen("publish", invariants=("O5", *OF_FLOWS), asked=("O5",)) == {"O5": "sat"}
+
+
 def test_a_thread_loads_from_its_tenants_slots_and_mapped_objects_alone() -> None:
     assert fallen(orc_guest.LOADED, asked=("sees",)) == {}
+    without_authority = tuple(each for each in ALL if each != "O5")
+    assert fallen(orc_guest.LOADED, invariants=without_authority, asked=("sees",)) == {"sees": "sat"}
+
+
+# -- how it is asked -------------------------------------------------------------------------------------------------------
 
 
 def test_goals_are_taken_apart_without_loss() -> None:

@@ -6,7 +6,7 @@ import z3
 from capvisor.model.paging import DONE, READ, UPDATE
 from capvisor.model.tlb import Tlb
 from capvisor.model.tpt_operations import OPERATION_RULES
-from capvisor.proofs import incremental, paging, tpt, tpt_runner
+from capvisor.proofs import incremental, paging, tpt, tpt_progress, tpt_runner
 from capvisor.proofs.steps import StepOutcome
 from capvisor.proofs.symbolic import term_of
 from capvisor.proofs.theorem import Given
@@ -22,7 +22,7 @@ def fallen(name: str, policy=INTENDED, asked: tuple[str, ...] = ()) -> dict[str,
 
 
 def test_every_operation_is_a_step_and_every_stage_of_a_walk_that_isnt_done() -> None:
-    assert set(tpt.steps()) == {tpt.BASE, *tpt.WALK_STEPS, *OPERATIONS, *paging.steps()}
+    assert set(tpt.steps()) == {tpt.BASE, *tpt.WALK_STEPS, *OPERATIONS, *paging.steps(), *tpt_progress.steps()}
     assert set(OPERATIONS) == set(OPERATION_RULES)
     assert set(tpt.WALK_STEPS.values()) == {READ, UPDATE} and DONE not in tpt.WALK_STEPS.values()
 

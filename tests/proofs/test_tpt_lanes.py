@@ -9,10 +9,12 @@ import z3
 
 from capvisor.fastpath.requests import OPERATION_KERNELS
 from capvisor.fastpath.tlb import Slots
+from capvisor.model.paging import READ, UPDATE
 from capvisor.proofs import afresh, incremental, paging_lanes, shaped, tpt, tpt_lanes
 from capvisor.proofs.mutants import Mutant, in_force
 from capvisor.proofs.shaped import Decided, Grid, Shaped, any_of, constant, made_of, plain, symbolic_numpy
 from capvisor.proofs.symbolic import SymInt, Unfaithful
+from capvisor.spec.paging import LEVELS
 from capvisor.spec.tag_policy import INTENDED, without
 from capvisor.spec.tpt import OPERATIONS
 
@@ -35,7 +37,15 @@ def changed(module: str, before: str, after: str) -> Iterator[None]:
 
 
 def test_every_theorem_is_about_an_operation_that_there_is_and_can_be_asked_for() -> None:
-    assert {name.removeprefix(tpt_lanes.PREFIX) for name in tpt_lanes.steps()} <= set(OPERATIONS)
+    assert set(tpt_lanes.NAMES.values()) == {*OPERATIONS, *tpt_lanes.PARTS}
+    assert {(stage, level) for _name, stage, level in tpt_lanes.PARTS.values()} == {
+        (stage, level) for stage in (READ, UPDATE) for level in range(1, LEVELS[-1] + 1)
+    }
+    assert set(tpt_lanes.LEANS_ON["stepped_load"]) == {
+        "lanes_begin_walk",
+        "stepped_step_walk",
+        *(f"stepped_{name}" for name in tpt_lanes.PARTS),
+    }
     assert {*tpt_lanes.steps(), *paging_lanes.steps()} <= set(tpt.all_steps())
     assert not set(tpt_lanes.steps()) & set(tpt.steps())
 
@@ -60,7 +70,7 @@ CHANGES = [
         'for name in ("vm", "guest_frame"):\n        system.swaps',
         'for name in ("vm",):\n        system.swaps',
     ),
-    ("set_tag", "requests", "where=where & (self.results.code == 0)", "where=where"),
+    ("set_tag", "refusals", "where=where & (self.code == 0)", "where=where"),
     ("write_pte", "guests", "index[passed] * np.uint64(WORD_BYTES)", "index[passed]"),
     ("write_pte", "tpt", "word = address // np.uint64(WORD_BYTES)", "word = address // np.uint64(2 * WORD_BYTES)"),
     ("write_pte", "tpt", "np.where(self.large[lanes, places >> REGION_SHIFT], first, places)", "places"),

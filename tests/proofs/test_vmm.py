@@ -1,10 +1,16 @@
 """Theorems on a para-pass-through VMM: steps that keep invariants, and guards without which they don't."""
 
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import z3
 
 from capvisor.model import extensions, mediator, vmm_operations
 from capvisor.model import vmm_devices as hardware
+from capvisor.model.bits import not_
 from capvisor.model.vmm import System
 from capvisor.model.vmm_operations import OPERATION_RULES
 from capvisor.proofs import incremental, vmm, vmm_runner
@@ -13,9 +19,12 @@ from capvisor.proofs.tables import key_of
 from capvisor.proofs.theorem import Given
 from capvisor.proofs.vmm_extension import AnyExtension
 from capvisor.proofs.vmm_state import INDUCTIVE, AnyCipher, AnySystem, Table
-from capvisor.spec.vmm import COMMANDS, HIDDEN_FRAMES, LEVEL_FRAMES, OPERATIONS, Handling, Register
+from capvisor.spec.vmm import COMMANDS, HIDDEN_FRAMES, LEVEL_FRAMES, OPERATIONS, ChannelState, Code, Handling, Register
 from capvisor.spec.vmm_invariants import VMM_INVARIANTS
 from capvisor.spec.vmm_policy import INTENDED, VMM_GUARDS, VMM_POLICIES, without
+from capvisor.spec.vmm_words import Step, accessed, is_denied, is_mediated
+from tests.shares import some
+from tests.unit.vmm_broken import BROKEN, break_in
 
 
 def fallen(step: str, policy=INTENDED, asked: tuple[str, ...] = ()) -> dict[str, str]:
@@ -41,6 +50,8 @@ def test_the_parts_of_an_output_are_every_register_and_every_command() -> None:
     """Each number and each value is in one of them; what else is in the word is any."""
     registers: dict[int, list[str]] = {int(each): [] for each in Register}
     commands: dict[int, list[str]] = {opcode: [] for opcode in (*COMMANDS, 0, 0x21, 0xFF)}
+    named = {opcode: name for name, opcodes in vmm.ALIKE.items() for opcode in opcodes}
+    assert named.keys() == COMMANDS.keys()
     for part in (each for each in vmm.parts("output") if not each.startswith(vmm.ALONE)):
         (_vcpu, _space, number, value), conditions = vmm._operands(Given(), "output", part)
         solver = z3.Solver()
@@ -51,8 +62,7 @@ def test_the_parts_of_an_output_are_every_register_and_every_command() -> None:
         for opcode, found in commands.items():
             if part in registers[Register.COMMAND] and solver.check(term_of(value & 0xFF == opcode)) == z3.sat:
                 found.append(part)
-    names = {opcode: row.name for opcode, row in COMMANDS.items()}
-    assert commands == {opcode: [f"command_{names.get(opcode, vmm.OTHER)}"] for opcode in commands}
+    assert commands == {opcode: [f"command_{named.get(opcode, vmm.OTHER)}"] for opcode in commands}
     others = {int(each): [each.name.lower()] for each in Register if each is not Register.COMMAND}
     assert {each: found for each, found in registers.items() if each != Register.COMMAND} == others
 
@@ -107,6 +117,7 @@ GUARDED = {
     "keep_on_init": ("init", "P8"),
     "keep_on_resume": ("sleep", "P8"),
     "follow_window_moves": ("move_window", "P8"),
+    "unmap_registers": ("store", "P8"),
     "windows_outside_region": ("move_window", "P8"),
     "iommu_hides_region": ("dma_write", "P2"),
     "iommu_confines_mediated": ("dma_read", "P7"),
@@ -158,11 +169,79 @@ COMPLETED = [
 ]
 
 
-@pytest.mark.parametrize("step", COMPLETED)
+@pytest.mark.parametrize("step", some(COMPLETED, 3))
 def test_what_is_supposed_of_a_completed_step_can_hold(step: str) -> None:
     name, _, part = step.partition(".")
     completed = [way for way in vmm.ways(name, part or vmm.WHOLE) if way.is_completed]
     assert any(incremental.can_hold(way, timeout_s=60) for way in completed)
+
+
+def _accessed(system: AnySystem, step: Step, state: ChannelState) -> Any:
+    """A register of a mediated device is accessed, whose mediator is in a state before the step."""
+    hook = accessed(step).hook
+    return (hook != 0) & is_mediated(system.first, hook) & (system.first.channels[hook].state == state)
+
+
+def _moves(system: AnySystem, step: Step, *, is_write: bool) -> Any:
+    """The device that the step names is mediated, and moves data in a direction."""
+    device = step.operands[0]
+    channel = system.first.channels[device]
+    return is_mediated(system.first, device) & (channel.state == ChannelState.MOVING) & (channel.is_write == is_write)
+
+
+SITUATIONS: dict[str, tuple[str, Code, Callable[[AnySystem, Step], Any]]] = {
+    "PIO read": ("input.data", Code.OK, lambda *each: _accessed(*each, ChannelState.PIO_IN)),
+    "PIO write": ("output.data", Code.OK, lambda *each: _accessed(*each, ChannelState.PIO_OUT)),
+    "DMA read": ("transfer", Code.OK, lambda *each: _moves(*each, is_write=False)),
+    "DMA write": ("transfer", Code.OK, lambda *each: _moves(*each, is_write=True)),
+    "copying out": (
+        *("mediate", Code.OK),
+        lambda system, step: system.first.channels[step.operands[0]].state == ChannelState.COPYING_OUT,
+    ),
+    "copying in": (
+        *("mediate", Code.OK),
+        lambda system, step: system.first.channels[step.operands[0]].state == ChannelState.COPYING_IN,
+    ),
+    "a read is finished": ("input.master_status", Code.OK, lambda *each: _accessed(*each, ChannelState.MOVING)),
+    "DMA starts": ("output.start", Code.OK, lambda *each: _accessed(*each, ChannelState.DMA_READY)),
+    "a command is issued": (
+        *("output.command_write_dma", Code.OK),
+        lambda system, step: accessed(step).hook != 0,
+    ),
+    "an extension refuses": (
+        *("output.command_read_sectors", Code.FAILED),
+        lambda system, step: (
+            functools.reduce(operator.or_, step.answers, False)
+            & not_(is_denied(system, accessed(step).hook, system.first.devices[accessed(step).hook].lba))
+        ),
+    ),
+    "a page of the region is redirected": (
+        *("map", Code.OK),
+        lambda system, step: system.mappings[step.operands[0], step.operands[1]].is_zero,
+    ),
+    "registers are reached as memory": (
+        *("load", Code.UNMAPPED),
+        lambda system, step: system.first.mappings[step.operands[0], step.operands[1]].is_live,
+    ),
+    "a device is kept from the region": (
+        *("dma_write", Code.IOMMU),
+        lambda system, step: system.in_region(step.operands[1] >> 3) & not_(is_mediated(system, step.operands[0])),
+    ),
+}
+"""By name: a step, how it ends, and what is so of it, of what is mediated."""
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_a_situation_in_which_the_vmm_mediates_can_be(name: str) -> None:
+    """Else what is proved of it would say nothing."""
+    step, code, holds = SITUATIONS[name]
+    operation, _, part = step.partition(".")
+
+    def where(system: AnySystem, done: Step) -> Any:
+        return (done.code is code) and holds(system, done)
+
+    ways = vmm.ways(operation, part or vmm.WHOLE, asked=("P19",), where=where)
+    assert any(incremental.can_hold(way, timeout_s=60) for way in ways)
 
 
 # -- the region of 4 MiB ---------------------------------------------------------------------------------------------------
@@ -191,6 +270,13 @@ def test_a_policy_that_loses_an_invariant_is_told_in_which_step_it_falls_and_how
 
 
 # -- teeth -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_machine_that_is_wrong_is_noticed_by_a_proof(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = BROKEN[name]
+    break_in(broken, monkeypatch)
+    assert fallen(broken.step, asked=(broken.invariant,)) == {broken.invariant: "sat"}
 
 
 def test_a_device_that_takes_another_sector_than_the_one_that_was_checked_is_noticed(

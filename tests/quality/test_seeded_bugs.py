@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
 
 from capvisor.conformance.check import check
-from capvisor.conformance.files import read
+from capvisor.conformance.files import VectorFile, read
 from capvisor.fastpath import isa as _kernels
 from capvisor.fastpath.machine import KERNELS
 from capvisor.model import isa as _rules
@@ -32,20 +33,25 @@ def mutated(module: str, before: str, after: str) -> Iterator[None]:
         yield
 
 
-def golden_failures() -> int:
-    vectors = [read(path) for path in sorted((ROOT / "tests" / "vectors").glob("*.npz"))]
-    return sum(check(file, implementation).failed for file in vectors for implementation in ("reference", "fast"))
+@cache
+def vectors() -> list[VectorFile]:
+    return [read(path) for path in sorted((ROOT / "tests" / "vectors").glob("*.npz"))]
+
+
+def is_seen(implementation: str) -> bool:
+    """Whether some file of golden vectors shows that an implementation is wrong."""
+    return any(check(file, implementation).failed for file in vectors())
 
 
 @pytest.mark.parametrize(("module", "before", "after"), BOUNDS_BUGS, ids=[f"{m}: {b}" for m, b, _ in BOUNDS_BUGS])
 def test_a_bug_in_the_bounds_is_seen_by_golden_vectors(module: str, before: str, after: str) -> None:
     with mutated(module, before, after):
-        assert golden_failures() > 0
+        assert is_seen("reference" if module.startswith("model.") else "fast")
 
 
-def differs(name: str) -> bool:
+def differs(name: str, rounds: int = 60) -> bool:
     rng = np.random.default_rng(1)
-    for _ in range(60):
+    for _ in range(rounds):
         pair = Pair.with_random_state(rng, CC128, 11, 4)
         try:
             for _ in range(6):
@@ -65,5 +71,5 @@ def test_a_bug_in_an_operation_is_seen_by_the_differential_test(module: str, bef
 
 
 def test_without_a_bug_nothing_is_found() -> None:
-    assert golden_failures() == 0
-    assert not any(differs(name) for name in sorted({name for *_, name in OPERATION_BUGS}))
+    """Of the golden vectors `conformance/test_vectors.py` says so. Most bugs are seen in the first few rounds."""
+    assert not any(differs(name, rounds=8) for name in sorted({name for *_, name in OPERATION_BUGS}))

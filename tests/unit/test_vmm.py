@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from capvisor.model.extensions import Hooks
 from capvisor.model.vmm import Extension, Mapping, System
 from capvisor.model.vmm_devices import descriptor
 from capvisor.model.vmm_operations import OPERATION_RULES
@@ -54,6 +55,7 @@ from tests.unit.vmm import (
     cipher_text,
     window,
 )
+from tests.unit.vmm_broken import BROKEN, break_in
 
 
 @pytest.fixture
@@ -167,7 +169,7 @@ def test_registers_that_are_not_mediated_pass_through(rig, space):
 
 
 def test_registers_move_and_hooks_go_with_them(rig):
-    old, new = window(DISK, Space.MEMORY), 1201 << 6
+    old, new = window(DISK, Space.MEMORY), 1241 << 6
     assert rig.do("move_window", 0, DISK, Space.MEMORY, window(NETWORK, Space.MEMORY)).code is Code.CONFLICT
     assert rig.do("move_window", 0, DISK, Space.MEMORY, FIRST << 6).code is Code.BLOCKED
     rig.must("move_window", 0, DISK, Space.MEMORY, new)
@@ -343,6 +345,66 @@ def test_a_reset_ends_what_is_under_way(rig):
         assert rig.do("transfer", DISK).code is Code.NOTHING
 
 
+def test_a_command_of_48_bit_addresses_is_followed_like_the_others(rig):
+    far = (1 << 48) - 2
+    rig.command(0x34, far, 2)
+    for word in (7, 8):
+        rig.output(Register.DATA, word)
+    rig.describe((BUFFER, 2))
+    rig.command(0x25, far, 2)
+    rig.output(Register.START, TO_GUEST)
+    rig.finish()
+    assert [rig.get(BUFFER), rig.get(BUFFER + 1)] == [7, 8]
+    assert rig.command(0x35, DENIED) is rig.command(0x24, FAULTY) is Code.FAILED
+
+
+def test_a_page_with_a_mediated_devices_registers_is_no_memory(rig):
+    frame = window(DISK, Space.MEMORY) >> 6
+    rig.must("map", 0, 0, frame, 0, 1)
+    assert rig.do("store", 0, 0, 0, 1).code is rig.do("load", 0, 0, 0).code is Code.UNMAPPED
+    assert rig.do("dma_write", NETWORK, frame << 3, 1).code is Code.IOMMU
+    rig.describe((frame << 3, 1))
+    rig.command(READ_DMA, PLAIN)
+    rig.output(Register.START, TO_GUEST)
+    rig.must("transfer", DISK)
+    assert rig.input(Register.MASTER_STATUS) == 1
+    assert rig.do("mediate", DISK).code is Code.FAILED
+    for device in (DISK, DEPLOYED):
+        rig.must("move_window", 0, device, Space.MEMORY, (1250 << 6) + device)
+    rig.must("store", 0, 0, 0, 1)
+
+
+def test_a_machine_that_wakes_up_has_its_iommu_and_devices_that_know_nothing(rig):
+    rig.output(Register.START, 9, NETWORK)
+    rig.command(READ_DMA, PLAIN, 2)
+    rig.must("sleep", 0)
+    assert rig.input(Register.COUNT) == rig.input(Register.LBA) == rig.input(Register.DESCRIPTORS) == 0
+    assert rig.input(Register.START, NETWORK) == 0 and rig.input(Register.COMMAND) == STATUS_READY
+    assert rig.system.devices[DISK].descriptors == rig.system.shadow_descriptor(DISK)
+    assert rig.do("dma_read", NETWORK, FIRST << 3).code is Code.IOMMU
+    assert rig.read_dma(PLAIN) == [0]
+
+
+def test_the_guest_is_stopped_when_no_command_is_under_way(rig):
+    rig.command(READ_SECTORS, PLAIN)
+    rig.must("begin_move")
+    assert rig.do("stop").code is Code.NOT_YET
+    rig.input(Register.DATA)
+    rig.must("stop")
+
+
+def test_a_command_larger_than_the_buffer_fails_where_memory_ends():
+    rig = Rig(without("count_bounded"))
+    rig.watches = False
+    rig.describe((BUFFER, 255), (BUFFER, 255), *[(BUFFER, 255)] * 6)
+    rig.output(Register.DESCRIPTORS, TABLE)
+    rig.command(WRITE_DMA, PLAIN, 0xFFFF)
+    rig.output(Register.START, TO_MEDIUM)
+    while (code := rig.do("mediate", DISK).code) is Code.OK:
+        pass
+    assert code is Code.FAILED
+
+
 # -- deployment ------------------------------------------------------------------------------------------------------------
 
 
@@ -419,7 +481,8 @@ def test_the_guests_memory_arrives_as_it_was(rig):
     rig.put(BUFFER, SECRET)
     rig.must("stop")
     assert rig.do("load", 1, 7, 0).code is rig.do("mediate", DISK).code is Code.STOPPED
-    assert rig.do("extension_write", 1, 40 << 3, 1).code is rig.do("dma_write", NETWORK, 0, 1).code is Code.STOPPED
+    assert rig.do("extension_write", 1, 40 << 3, 1).code is Code.STOPPED
+    assert rig.do("dma_write", NETWORK, 0, 1).code is rig.do("dma_read", NETWORK, 0).code is Code.IOMMU
     assert rig.do("hand_over").code is Code.NOT_YET
     for _ in range(FRAMES):
         rig.must("send_next")
@@ -560,11 +623,59 @@ def test_a_register_that_does_not_pass_through_is_noticed(name, value, monkeypat
         assert ("P10" in violated(step)) is (device == NETWORK or name == "input")
 
 
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_machine_that_is_wrong_is_noticed_by_a_run(name, monkeypatch):
+    broken = BROKEN[name]
+    rig = Rig()
+    break_in(broken, monkeypatch)
+    broken.scene(rig)
+    assert broken.invariant in rig.violated
+
+
+# -- hooks that don't keep to what they promise ----------------------------------------------------------------------------
+
+
+def raises(*_arguments):
+    raise ZeroDivisionError("no answer")
+
+
+@pytest.mark.parametrize("name", ["refuses", "prepares"])
+def test_a_hook_that_raises_refuses_the_command(name):
+    rig = Rig(hooks=(Hooks("broken", **{name: raises}),))
+    assert rig.command(WRITE_SECTORS, PLAIN) is Code.FAILED
+    assert rig.input(Register.COMMAND) == STATUS_ERROR | STATUS_READY
+    assert rig.system.faults == [f"broken: {name}: ZeroDivisionError: no answer"] and rig.violated == set()
+
+
+@pytest.mark.parametrize("answer", [raises, lambda *_arguments: None, lambda *_arguments: "word"])
+def test_a_hook_without_a_word_for_an_answer_gives_0(answer):
+    rig = Rig(hooks=(Hooks("broken", outgoing=answer, incoming=answer),))
+    rig.system.media[DISK, PLAIN] = 7
+    rig.write_port(PLAIN + 1, 5)
+    assert rig.read_port(PLAIN) == [0] and rig.system.media[DISK, PLAIN + 1] == 0
+    assert len(rig.system.faults) == 2 and rig.violated == set()
+
+
+def test_of_what_a_hook_answers_64_bits_count():
+    rig = Rig(hooks=(Hooks("large", outgoing=lambda *each: each[-1] + (1 << 64), incoming=lambda *each: -each[-1]),))
+    rig.write_port(PLAIN, 5)
+    assert rig.system.media[DISK, PLAIN] == 5 and rig.read_port(PLAIN) == [(1 << 64) - 5]
+    assert rig.violated == set()
+
+
+def test_hooks_are_asked_of_each_sector_of_a_command_and_of_no_others():
+    asked = []
+    hooks = Hooks("asks", refuses=lambda *each: asked.append(each[2]), prepares=lambda *each: asked.append(each[2]))
+    rig = Rig(hooks=(hooks,))
+    assert rig.command(READ_SECTORS, PLAIN + 2, 3) is Code.OK
+    assert asked == [PLAIN + 2, PLAIN + 3, PLAIN + 4] * 2
+
+
 # -- random runs -----------------------------------------------------------------------------------------------------------
 
 STATE_TABLES = (
     *("vmm", "memory", "vcpus", "mappings", "devices", "decoded", "hooked", "windows", "registers", "channels", "media"),
-    *("meant", "plain", "deployments", "deployed", "clean", "remote"),
+    *("meant", "plain", "touched", "deployments", "deployed", "clean", "remote", "trapped"),
 )
 
 
@@ -623,6 +734,8 @@ class Player:
         chances |= {"map": 3, "load": 2, "fetch": 6, "deploy": 5, "leave": 1, "move_window": 1, "sleep": 0.2, "init": 0.4}
         chances |= {"hand_over": 0.2, "send_next": 0.5, "dma_write": 1, "extension_write": 3}
         row = system.deployments[DEPLOYED]
+        if row.is_fetched:
+            chances |= {"deploy": 30}
         if row.cursor == row.size:
             chances |= {"leave": 20}
         if not self.moves:
@@ -637,6 +750,12 @@ class Player:
             self.access(operands)
         if name == "map" and rng.random() < 0.7:
             operands[3] = 0
+        if name in ("fetch", "deploy", "leave") and rng.random() < 0.7:
+            operands[0] = DEPLOYED
+        if name == "move_window" and rng.random() < 0.2:
+            operands[3] = system.windows[NETWORK, operands[2]]
+        if name == "extension_write" and rng.random() < 0.5:
+            operands[:2] = 1, 40 << 3 | rng.randrange(32)
         if name == "write_msr" and operands[1] == Msr.APIC_BASE:
             operands[2] = rng.choice((0x500, 0xFEE00)) << 12
         if name in ("store", "load") and rng.random() < 0.8:
@@ -689,7 +808,7 @@ class Player:
             OperandKind.DEVICE: rng.choice((DISK, DISK, DEPLOYED, DEPLOYED, NETWORK)),
             OperandKind.SPACE: rng.randrange(2),
             OperandKind.NUMBER: rng.randrange(1 << 16),
-            OperandKind.WINDOW: rng.choice((0x21, 0x22, 0x30, 0x31, 1200 << 6, FIRST << 6, BEHIND - 1 << 6)),
+            OperandKind.WINDOW: rng.choice((0x21, 0x22, 0x30, 0x31, 1240 << 6, FIRST << 6, BEHIND - 1 << 6)),
             OperandKind.MSR: rng.choice((0x10, Msr.APIC_BASE, Msr.MICROCODE)),
             OperandKind.LBA: rng.choice((*[system.deployments[DEPLOYED].cursor] * 3, rng.randrange(4))),
             OperandKind.EXTENSION: rng.choice((1, 2)),

@@ -28,6 +28,7 @@ from tests.unit.vmm import (
     WRITE_SECTORS,
     Rig,
     cipher_text,
+    window,
 )
 
 Attack = Callable[[VmmPolicy], tuple[Rig, bool]]
@@ -380,6 +381,15 @@ def handed_over_before_all_is_sent(policy: VmmPolicy) -> tuple[Rig, bool]:
     return rig, rig.system.remote[BUFFER] != SECRET and rig.system.vmm[0].stage == 3
 
 
+def registers_as_memory(policy: VmmPolicy) -> tuple[Rig, bool]:
+    """E6: a page with the disk's registers is reached as memory."""
+    rig = Rig(policy)
+    frame = window(DISK, Space.MEMORY) >> 6
+    rig.must("map", 0, 0, frame, 0, 1)
+    rig.do("store", 0, 0, 2, SECRET)
+    return rig, rig.system.memory[(frame << 3) + 2] == SECRET
+
+
 ATTACKS: dict[str, tuple[Attack, str]] = {
     "filter_mappings": (the_key_by_a_mapping, "P1"),
     "hide_whole_region": (behind_the_first_four_mebibytes, "P1"),
@@ -391,6 +401,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "keep_on_init": (outside_by("init"), "P8"),
     "keep_on_resume": (outside_by("sleep"), "P8"),
     "follow_window_moves": (registers_that_move_away, "P8"),
+    "unmap_registers": (registers_as_memory, "P8"),
     "windows_outside_region": (registers_over_the_region, "P8"),
     "iommu_hides_region": (the_key_by_dma, "P2"),
     "iommu_confines_mediated": (dma_of_a_mediated_device, "P7"),
@@ -448,4 +459,4 @@ def test_every_invariant_but_what_others_rest_on_falls():
     fallen = set()
     for guard, (attack, _name) in ATTACKS.items():
         fallen |= attack(without(guard))[0].violated
-    assert fallen >= VMM_INVARIANTS.keys() - {"P10"}
+    assert fallen >= VMM_INVARIANTS.keys() - {"P10", "P19"}

@@ -6,8 +6,8 @@ from capvisor.model.vmm import Deployment, Extension, System
 from capvisor.model.vmm_devices import descriptor
 from capvisor.model.vmm_system import perform, violated
 from capvisor.spec.vmm import OPERATIONS, Code, Phase, Register, Rule, Space
-from capvisor.spec.vmm_invariants import Step
 from capvisor.spec.vmm_policy import INTENDED, VmmPolicy
+from capvisor.spec.vmm_words import Step
 
 KEY, SECRET = 0x4B1D, 0x5EC2E7
 FIRST, BEHIND, FRAMES = 64, 1100, 1280
@@ -130,7 +130,7 @@ class Rig:
 
 def window(device: int, space: Space) -> int:
     """Where a device's registers are at first."""
-    return 0x20 + device if space is Space.PORT else (1200 << 6) + device
+    return 0x20 + device if space is Space.PORT else (1240 << 6) + device
 
 
 def cipher_text(lba: int, word: int) -> int:
