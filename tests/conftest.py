@@ -15,4 +15,4 @@ settings.load_profile("ci")
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say that of some kinds of cases only a part was taken."""
     if not TAKES_ALL:
-        terminalreporter.write_line("of seeded bugs, and of a VMM's completed steps, a part: `make thorough` takes all")
+        terminalreporter.write_line("of cases that are many of one kind (tests/shares.py) a part: `make thorough` takes all")

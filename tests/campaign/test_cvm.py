@@ -25,6 +25,7 @@ from capvisor.spec.cvm import CALLS
 from capvisor.spec.cvm_invariants import CVM_INVARIANTS
 from capvisor.spec.formats import CC128
 from capvisor.spec.policy import INTENDED, POLICIES, MonitorPolicy, without
+from tests.shares import some
 from tests.tutorial import ROOT
 
 
@@ -77,7 +78,7 @@ SOME = (
 
 
 @pytest.mark.usefixtures("small_units")
-@pytest.mark.parametrize("guard", SOME)
+@pytest.mark.parametrize("guard", some(SOME, 2))
 def test_a_policy_without_a_guard_is_found_out_by_a_small_program_that_runs(guard: str) -> None:
     report = report_with(Here(), seed=1, programs=48 * 24, policy=f"without:{guard}", most_findings=1)
     (finding,) = report.findings

@@ -13,6 +13,7 @@ from capvisor.spec.encodings import encode, encodings
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 from capvisor.spec.operations import OPERATIONS, Group
 from capvisor.spec.traps import CAUSES_BY_NAME
+from tests.shares import some
 from tests.support import Pair, random_operands
 
 assert fast_isa and reference_isa  # imported for the rules and kernels that they declare
@@ -63,7 +64,7 @@ def test_random_programs_do_the_same_on_both_implementations(fmt: CapabilityForm
     assert causes[None] > sum(causes.values()) / 3, "many operations should be completed"
 
 
-@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("fmt", some(list(FORMATS.values()), 2), ids=lambda fmt: fmt.name)
 def test_every_cause_that_the_table_names_is_reached(fmt: CapabilityFormat) -> None:
     rng = np.random.default_rng(21)
     accesses = [row for row in OPERATIONS.values() if row.traps and row.minimum_xlen <= fmt.address_width]
