@@ -342,7 +342,7 @@ def test_ctrl_c_ends_a_campaign_with_what_was_done(tmp_path) -> None:
     path = tmp_path / "good.cap"
     path.write_text(GOOD)
     process = run_process("fuzz", path, "--lanes", 2_000_000_000, "--json", tmp_path / "out.json")
-    until_busy(process, 2.5)
+    until_busy(process, 5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == Status.INCONCLUSIVE, err
