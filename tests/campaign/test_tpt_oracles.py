@@ -109,7 +109,7 @@ def test_a_word_that_the_fast_path_alone_writes_is_a_difference(systems: Systems
     words = getattr(systems.batch, name)
     words[np.array([1, 3]), np.array([2, 2]), np.array([9, 511])] = np.array([0, 1], np.uint64)
     assert systems.mirror.differing().tolist() == [False, False, False, True]
-    with pytest.raises(TypeError, match="arrays of lanes, frames and words"):
+    with pytest.raises(TypeError, match="arrays of lanes and places"):
         words[2, 1] = 0
     words.array[1, 3, 7] = 5  # unsaid
     assert not systems.mirror.differing()[1]

@@ -155,7 +155,7 @@ def test_a_block_that_the_fast_path_alone_writes_is_a_difference(systems: System
     blocks = getattr(systems.batch, name)
     blocks[np.array([1, 3]), np.array([2, 2])] = np.array([0, 1], np.uint64)
     assert systems.mirror.differing().tolist() == [False, False, False, True]
-    with pytest.raises(TypeError, match="arrays of lanes and addresses"):
+    with pytest.raises(TypeError, match="arrays of lanes and places"):
         blocks[2, 1] = 0
     blocks.array[1, 7] = 5  # unsaid
     assert not systems.mirror.differing()[1]
