@@ -12,7 +12,7 @@ from capvisor.cli import programs
 from capvisor.cli.options import json_option
 from capvisor.cli.output import check_writable, console, progress, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
-from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.step_proofs import step_proofs
 from capvisor.dsl.guards import FALLS, HOLDS, UNKNOWN, Cell, matrix
 from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
 from capvisor.files import state_folder
@@ -130,9 +130,7 @@ def prove_what_holds(
     state: Path | None,
 ) -> None:
     """Prove what holds with each guard off, and keep it in a file. Raises InputError where that can't be done."""
-    tools = SYSTEM_TOOLS[kind.name]
-    if tools.guarded is None or tools.prove is None:
-        raise InputError(f"nothing is proved of systems `{kind.name}` yet")
+    tools = step_proofs(kind.name)
     check_writable(path)
     cache = Cache(state or state_folder())
     every = [(step, fmt) for step in tools.steps() for fmt in tools.formats(step)]

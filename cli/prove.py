@@ -18,8 +18,8 @@ from capvisor.cli.prove_stack import NAME as STACK
 from capvisor.cli.prove_stack import list_suppositions, prove_stack
 from capvisor.cli.prove_system import list_steps, prove_system
 from capvisor.cli.status import InputError, Status
+from capvisor.cli.step_proofs import STEP_PROOFS
 from capvisor.cli.sweep import sweep_parts
-from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.printer import print_program
 from capvisor.dsl.runner import with_values
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
@@ -158,7 +158,7 @@ def prove(
     return _report(chosen, outcomes, interrupted, elapsed_s, save, quiet=matrix)
 
 
-_PROVE_SYSTEM = " or ".join(f"`capvisor prove {name}`" for name, tools in SYSTEM_TOOLS.items() if tools.prove)
+_PROVE_SYSTEM = " or ".join(f"`capvisor prove {name}`" for name in STEP_PROOFS)
 _OF_SYSTEMS = ("names", "listing", "timeout", "workers", "policy", "no_cache", "state", "junit_path", "json_path")
 """The parameters that steps of a system are proved with."""
 
@@ -232,7 +232,7 @@ def _choose(names: tuple[str, ...], everything: bool, matrix: bool = False) -> l
             for path in files.find((Path(name),)):
                 program = files.read_any(path)
                 if program.system is not None:
-                    is_proved = SYSTEM_TOOLS[program.system.kind].prove is not None
+                    is_proved = program.system.kind in STEP_PROOFS
                     instead = f"; `capvisor prove {program.system.kind}` proves its every step" if is_proved else ""
                     raise InputError(f"{path}: programs of a system can't be proved{instead}")
                 obligation = obligation_of(program)

@@ -7,7 +7,7 @@ from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.output import console, progress, table, write_json, write_text
 from capvisor.cli.prove_system import MARKS, step_case
 from capvisor.cli.status import Status
-from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.step_proofs import STEP_PROOFS
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.proofs import runner, stack_steps
 from capvisor.proofs.cache import Cache
@@ -130,7 +130,7 @@ def of_format(verdicts: dict[str, dict[str, Verdict]], fmt: str) -> dict[str, li
 
 def _kept(system: str, fmt: str, cache: Cache | None) -> frozenset[str]:
     """The invariants that every step of a system keeps, in a format."""
-    whole = fmt if SYSTEM_TOOLS[system].are_formats_apart else TOGETHER
+    whole = fmt if STEP_PROOFS[system].are_formats_apart else TOGETHER
     return recalled_whole(system, whole, SYSTEM_KINDS[system].intended, cache) or frozenset()
 
 
@@ -151,8 +151,7 @@ def _state(row: Supposition, verdicts: dict[str, list[Verdict]], kept: dict[str,
 
 
 def _keeps_all(kept: dict[str, frozenset[str]], system: str) -> bool:
-    guarded = SYSTEM_TOOLS[system].guarded
-    return guarded is not None and set(guarded.kept) <= kept.get(system, frozenset())
+    return set(STEP_PROOFS[system].guarded.kept) <= kept.get(system, frozenset())
 
 
 def _as_case(outcome: Outcome) -> Case:

@@ -10,7 +10,7 @@ from capvisor.cli import programs
 from capvisor.cli.junit import Case, junit_xml
 from capvisor.cli.output import console, progress, table, write_json, write_text
 from capvisor.cli.status import InputError, Status
-from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.step_proofs import step_proofs
 from capvisor.dsl.guards import FALLS, HOLDS, UNKNOWN, falling
 from capvisor.dsl.system import policy_named
 from capvisor.dsl.system_kinds import SYSTEM_KINDS, SystemKind
@@ -40,8 +40,7 @@ def prove_system(
     except LookupError as error:
         raise InputError(f"--policy {policy_name}: {error.args[0]}; or `without:GUARD,...`") from None
     chosen = _choose(system, patterns)
-    tools = SYSTEM_TOOLS[system]
-    assert tools.prove is not None and tools.guarded is not None  # what has steps has a prover
+    tools = step_proofs(system)
     fallen = _fallen(SYSTEM_KINDS[system], policy)
     supposed = tuple(each for each in tools.guarded.kept if each not in fallen)
     with progress("steps and what they lean on", tools.count(chosen)) as advance:
@@ -90,8 +89,7 @@ def _keep_whole(
     cache: Cache | None,
 ) -> None:
     """Keep what all steps together keep, if all were asked: of a format, where formats are systems of their own."""
-    tools = SYSTEM_TOOLS[system]
-    assert tools.guarded is not None
+    tools = step_proofs(system)
     groups: dict[str, set[tuple[str, str]]] = {}
     for step in tools.steps():
         for fmt in tools.formats(step):
@@ -126,7 +124,7 @@ def _show_policy(
 
 def list_steps(system: str, patterns: tuple[str, ...]) -> int:
     """Show steps, with their formats and their kinds, and prove nothing."""
-    kinds = SYSTEM_TOOLS[system].all_steps()
+    kinds = step_proofs(system).all_steps()
     rows = [(f"{step}.{fmt}", kinds[step]) for step, fmt in _choose(system, patterns)]
     console(is_final=True).print(table(("step", "kind"), rows), soft_wrap=False)
     return Status.OK
@@ -147,9 +145,7 @@ def _choose(system: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
 
     So a pattern means each instruction by itself only where it matches none of those that are all of them.
     """
-    tools = SYSTEM_TOOLS[system]
-    if not tools.all_steps():
-        raise InputError(f"nothing can be proved of the steps of a system {system} yet")
+    tools = step_proofs(system)
     together, others = (
         [(step, fmt) for step in kinds for fmt in tools.formats(step)] for kinds in (tools.steps(), tools.all_steps())
     )

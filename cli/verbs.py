@@ -4,39 +4,53 @@ import io
 import os
 import sys
 import traceback
+from importlib import import_module
 from typing import Any
 
 import click
 
 from capvisor import __version__
-from capvisor.cli import (
-    bench,
-    conform,
-    corpus,
-    density,
-    explain,
-    fmt,
-    fuzz,
-    guards,
-    listing,
-    prove,
-    reader,
-    report,
-    run,
-    serve,
-    translate,
-    vectors,
-    words,
-)
+from capvisor.cli import reader
 from capvisor.cli.output import console
 from capvisor.cli.status import MEANINGS, InputError, Status
-from capvisor.conformance.files import VectorFileError
+from capvisor.conformance.errors import VectorFileError
 from capvisor.dsl.errors import NoValuesError, ProgramError
 
 _EPILOG = "Exit status: " + "; ".join(f"{status.value} {meaning}" for status, meaning in MEANINGS.items()) + "."
 
 
+_MODULES = {
+    "asm": "words",
+    "bench": "bench",
+    "conform": "conform",
+    "corpus": "corpus",
+    "density": "density",
+    "disasm": "words",
+    "explain": "explain",
+    "fmt": "fmt",
+    "fuzz": "fuzz",
+    "guards": "guards",
+    "list": "listing",
+    "prove": "prove",
+    "report": "report",
+    "run": "run",
+    "serve": "serve",
+    "translate": "translate",
+    "vectors": "vectors",
+}
+"""The module of each verb: it is imported when the verb is needed, as all of them together take seconds."""
+
+
 class _Verbs(click.Group):
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULES:
+            return None
+        found = vars(import_module(f"capvisor.cli.{_MODULES[cmd_name]}")).values()
+        return next(each for each in found if isinstance(each, click.Command) and each.name == cmd_name)
+
     def invoke(self, ctx: click.Context) -> Any:
         """As by Ctrl-C, but without a word, where nobody reads the output any more."""
         try:
@@ -55,28 +69,6 @@ def capvisor() -> None:
 
     Programs are files of guest operations, *.cap.
     """
-
-
-for _verb in (
-    run.run,
-    fuzz.fuzz,
-    corpus.corpus,
-    report.report,
-    prove.prove,
-    guards.guards,
-    fmt.fmt,
-    conform.conform,
-    vectors.vectors,
-    bench.bench,
-    translate.translate,
-    density.density,
-    serve.serve,
-    listing.listing,
-    explain.explain,
-    words.asm,
-    words.disasm,
-):
-    capvisor.add_command(_verb)
 
 
 def status_of(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from capvisor.conformance.answers import ANSWERS
-from capvisor.conformance.files import VectorFile, VectorFileError
+from capvisor.conformance.errors import VectorFileError
+from capvisor.conformance.files import VectorFile
 from capvisor.dsl.states import describe
 from capvisor.model.capability import Capability
 from capvisor.spec.formats import CapabilityFormat

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from capvisor.conformance.errors import VectorFileError
 from capvisor.fastpath.workspace import Words
 from capvisor.files import write_whole
 from capvisor.spec.formats import FORMATS, CapabilityFormat
 from capvisor.spec.vectors import VECTOR_OPERATIONS, VectorOperation
 
 SUFFIXES = (".npz", ".csv")
-
-
-class VectorFileError(Exception):
-    """A file that can't be used as golden vectors: which, and why."""
 
 
 @dataclass(frozen=True)

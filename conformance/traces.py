@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capvisor.conformance.files import VectorFileError
+from capvisor.conformance.errors import VectorFileError
 from capvisor.files import write_whole
 from capvisor.spec.encodings import WORD_MASK
 from capvisor.spec.formats import FORMATS, CapabilityFormat

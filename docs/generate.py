@@ -21,7 +21,7 @@ import click
 
 from capvisor.cli.guards import FALLS, HOLDS, MARKS, UNKNOWN
 from capvisor.cli.status import MEANINGS, Status
-from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.step_proofs import STEP_PROOFS
 from capvisor.cli.verbs import capvisor, status_of
 from capvisor.dsl.fields import FIELDS
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
@@ -292,8 +292,7 @@ def systems() -> str:
     shown = [(row.title, row.principals, row.passes, row.checked, row.mediated) for row in LAYERS.values()]
     sizes = []
     for name, row in LAYERS.items():
-        kind, tools = SYSTEM_KINDS[name], SYSTEM_TOOLS[name]
-        assert tools.guarded is not None
+        kind, tools = SYSTEM_KINDS[name], STEP_PROOFS[name]
         cells = sum(len(tools.formats(step)) for step in tools.steps()) * len(tools.guarded.kept)
         lines = sum(_lines_of(f"model/{part}.py") for part in row.parts)
         policy = _lines_of(inspect.getsourcefile(kind.policy) or "")

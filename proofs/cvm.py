@@ -16,6 +16,7 @@ from capvisor.model import system
 from capvisor.proofs import contracts, cvm_guest, lazy, symbolic
 from capvisor.proofs.composition import OUTSIDE, ChangedBelow
 from capvisor.proofs.cvm_state import INDUCTIVE, AnyMonitor, any_frame
+from capvisor.proofs.flat import Terms
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.state import any_operands
 from capvisor.proofs.steps import Kept, Proved
@@ -219,9 +220,10 @@ def prove(
     result = dict.fromkeys(asked or invariants, Kept("unsat"))
     guards: frozenset[str] = frozenset()
     said: frozenset[str] = frozenset()
+    terms = Terms()
     for way in ways(name, FORMATS[fmt], policy, invariants):
         guards, said = guards | way.guards, said | way.said
-        question = lazy.Question(way.conditions, way.labels)
+        question = lazy.Question(way.conditions, way.labels, grows=True, terms=terms)
         # Of what is proved on this way, the question and what it leans on: invariants have parts in common.
         proved: dict[int, tuple[z3.BoolRef, frozenset[str]]] = {}
         for each in sorted(result, key=lambda each: each != FIRST):

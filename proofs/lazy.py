@@ -6,7 +6,9 @@ or none is broken, which refutes it. Reads of arrays and results of functions ar
 arguments give equal results is added in the same way, where values break it: what the solver sees is bits alone.
 """
 
+import functools
 import itertools
+import operator
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +16,7 @@ from dataclasses import replace
 
 import z3
 
+from capvisor.proofs.flat import Result, Terms
 from capvisor.proofs.solve import Answer
 
 _TOGETHER = 40
@@ -63,79 +66,33 @@ def _leaves(term: z3.ExprRef) -> Iterator[z3.ExprRef]:
         pending += each.children()
 
 
-class _Flat:
-    """Terms in which each read of an array and each result of a function is a symbol of its own."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[z3.ExprRef, z3.ExprRef]] = {}
-        self._symbols: dict[tuple[str, tuple[int, ...]], z3.ExprRef] = {}
-        self.results: dict[str, list[tuple[tuple[z3.ExprRef, ...], z3.ExprRef]]] = {}
-        """Of each array and function, the arguments and the symbols of the results."""
-
-    def term(self, term: z3.ExprRef) -> z3.ExprRef:
-        """A term made flat."""
-        known = self._known.get(term.get_id())
-        if known is not None:
-            return known[1]
-        if z3.is_select(term):
-            flat = self._read(term.arg(0), z3.simplify(self.term(term.arg(1))))
-        elif term.num_args() == 0:
-            flat = term
-        else:
-            parts = [self.term(each) for each in term.children()]
-            flat = self._combined(term, parts)
-        # The term is kept, so that its number isn't given to another one.
-        self._known[term.get_id()] = term, flat
-        return flat
-
-    def _combined(self, term: z3.ExprRef, parts: list[z3.ExprRef]) -> z3.ExprRef:
-        declaration = term.decl()
-        if declaration.kind() == z3.Z3_OP_UNINTERPRETED:
-            return self._result(declaration.name(), tuple(map(z3.simplify, parts)), term.sort())
-        if z3.is_and(term):
-            return z3.And(*parts)
-        if z3.is_or(term):
-            return z3.Or(*parts)
-        return declaration(*parts)
-
-    def _read(self, array: z3.ExprRef, index: z3.ExprRef) -> z3.ExprRef:
-        """What an array holds at an index: what was stored last, or what was there at first."""
-        if z3.is_K(array):
-            return self.term(array.arg(0))
-        if not z3.is_store(array):
-            if array.num_args():
-                raise ValueError(f"{array.decl()} of arrays can't be made flat")
-            return self._result(array.decl().name(), (index,), array.sort().range())
-        here = z3.simplify(index == self.term(array.arg(1)))
-        if z3.is_true(here):
-            return self.term(array.arg(2))
-        before = self._read(array.arg(0), index)
-        return before if z3.is_false(here) else z3.If(here, self.term(array.arg(2)), before)
-
-    def _result(self, name: str, arguments: tuple[z3.ExprRef, ...], sort: z3.SortRef) -> z3.ExprRef:
-        key = name, tuple(each.get_id() for each in arguments)
-        if key not in self._symbols:
-            self._symbols[key] = z3.Const(f"{name}!{len(self._symbols)}", sort)
-            self.results.setdefault(name, []).append((arguments, self._symbols[key]))
-        return self._symbols[key]
-
-
 _Pairs = list[tuple[z3.ExprRef, z3.ExprRef]]
 
 
 class Question:
     """Hypotheses, of which goals are asked one by one."""
 
-    def __init__(self, hypotheses: Iterable[z3.BoolRef], labels: Iterable[str] = (), *, grows: bool = False) -> None:
+    def __init__(
+        self,
+        hypotheses: Iterable[z3.BoolRef],
+        labels: Iterable[str] = (),
+        *,
+        grows: bool = False,
+        terms: Terms | None = None,
+    ) -> None:
         """A label says where a hypothesis is from; without labels, nothing is said of that.
 
-        One that `grows` keeps a solver from round to round, which knows arithmetic of bits; else each round has one of its
-        own, which knows bits alone.
+        Questions that have much in common may share their `terms`. One that `grows` keeps a solver from round to round,
+        which knows arithmetic of bits; else each round has one of its own, which knows bits alone.
         """
         self._new_solver = _Growing if grows else _Anew
-        self._flat = _Flat()
-        self._symbols: dict[int, tuple[z3.ExprRef, frozenset[int]]] = {}
-        self._results: dict[int, tuple[int, tuple[int, ...], frozenset[int]]] = {}
+        self._terms = terms or Terms()
+        self.flat = self._terms.flat
+        """A goal as it is asked: two that come to the same here are one question."""
+        self._symbols_of = self._terms.symbols
+        self._present = 0
+        self._results: dict[str, list[Result]] = {}
+        """Of each array and function, the results that this question is about; their symbols are `_present`."""
         self._hypotheses: list[z3.BoolRef] = []
         self._labels: dict[int, str] = {}
         self.leant_on: set[str] = set()
@@ -143,21 +100,31 @@ class Question:
         seen: set[int] = set()
         for each, label in itertools.zip_longest(hypotheses, labels, fillvalue=""):
             for part in conjuncts(each):
-                flat = z3.simplify(self._flat.term(part))
+                flat = self.flat(part)
                 if not z3.is_true(flat) and flat.get_id() not in seen:
                     seen.add(flat.get_id())
                     self._hypotheses.append(flat)
                     self._labels[flat.get_id()] = label
+        self._look_at(self._hypotheses)
+
+    def _look_at(self, flat: Iterable[z3.ExprRef]) -> None:
+        """The results in flat terms, those in their arguments included, are what this question is about."""
+        found = functools.reduce(operator.or_, map(self._symbols_of, flat), 0)
+        while new := found & self._terms.of_results & ~self._present:
+            self._present |= new
+            while new:
+                bit = new & -new
+                new ^= bit
+                name, result = self._terms.result_of[bit]
+                self._results.setdefault(name, []).append(result)
+                found |= result.within
 
     def suppose(self, proved: z3.BoolRef, label: str = "") -> None:
         """One more hypothesis: the first that is looked at."""
         flat = self.flat(proved)
         self._hypotheses.insert(0, flat)
         self._labels.setdefault(flat.get_id(), label)
-
-    def flat(self, goal: z3.BoolRef) -> z3.BoolRef:
-        """A goal as it is asked: two that come to the same here are one question."""
-        return z3.simplify(self._flat.term(goal))
+        self._look_at([flat])
 
     def known(self, goal: z3.BoolRef) -> frozenset[str] | None:
         """The labels of the hypotheses that a goal consists of, if it does: what a step hasn't touched needn't be asked."""
@@ -184,7 +151,8 @@ class Question:
         values break nothing else: so a proof leans on few labels of high tiers.
         """
         start = time.process_time()
-        flat = [self._flat.term(each) for each in (*case, z3.Not(goal))]
+        flat = [self._terms.term(each) for each in (*case, z3.Not(goal))]
+        self._look_at(flat)
         asked = [*map(z3.simplify, flat), *self._merged(flat[:-1])]
         tiers: list[list[z3.BoolRef]] = []
         for each in self._hypotheses:
@@ -217,7 +185,7 @@ class Question:
                 return Answer(str(result), 0.0, reason=solver.reason() if result == z3.unknown else "")
             values = _Values(solver.model())
             broken: list[z3.BoolRef] = []
-            present = frozenset().union(*map(self._symbols_of, used))
+            present = functools.reduce(operator.or_, map(self._symbols_of, used))
             for number, each in enumerate(pending):
                 if number and (broken := self._unequal(values, present, equal_arguments)):
                     break
@@ -236,79 +204,59 @@ class Question:
         """Results that are equal as the equalities of a case make arguments the same."""
         known = [pair for each in case if (pair := _definition(each))]
         false = [(z3.simplify(each.arg(0)), z3.BoolVal(False)) for each in case if z3.is_not(each)]
-        names = frozenset(symbol.get_id() for symbol, _term in known).union(*(self._symbols_of(each) for each, _ in false))
+        names = functools.reduce(operator.or_, (self._symbols_of(each) for each, _ in (*known, *false)), 0)
         found: list[z3.BoolRef] = []
-        merged: set[int] = set()
+        merged = 0
         while True:
             pairs = []
             alive: list[z3.ExprRef] = []  # So that a term's number isn't given to another one.
-            for results in self._flat.results.values():
+            for results in self._results.values():
                 first: dict[tuple[int, ...], z3.ExprRef] = {}
-                for arguments, symbol in results:
-                    number, key, in_arguments = self._as_result(arguments, symbol)
-                    if number in merged:
+                for arguments, symbol, numbers, bit, within in results:
+                    if bit & merged:
                         continue
-                    if not in_arguments.isdisjoint(names):
+                    key = numbers
+                    if within & names:
                         terms = [self._replaced(each, false, known, names) for each in arguments]
                         key = tuple(each.get_id() for each in terms)
                         alive += terms
                     other = first.setdefault(key, symbol)
                     if other is not symbol:
                         pairs.append((symbol, other))
-                        merged.add(number)
+                        merged |= bit
             found += [symbol == other for symbol, other in pairs]
             known += pairs
-            names |= {symbol.get_id() for symbol, _other in pairs}
+            names = functools.reduce(operator.or_, (self._symbols_of(symbol) for symbol, _other in pairs), names)
             if not pairs:
                 break
         return found
 
-    def _as_result(
-        self, arguments: tuple[z3.ExprRef, ...], symbol: z3.ExprRef
-    ) -> tuple[int, tuple[int, ...], frozenset[int]]:
-        """A result's number, those of its arguments, and those of the symbols in them."""
-        found = self._results.get(id(symbol))
-        if found is None:
-            within = frozenset[int]().union(*map(self._symbols_of, arguments))
-            found = symbol.get_id(), tuple(each.get_id() for each in arguments), within
-            self._results[id(symbol)] = found
-        return found
-
-    def _replaced(self, term: z3.ExprRef, false: _Pairs, known: _Pairs, names: frozenset[int]) -> z3.ExprRef:
+    def _replaced(self, term: z3.ExprRef, false: _Pairs, known: _Pairs, names: int) -> z3.ExprRef:
         if not self._symbols_of(term) & names:
             return term
         for pairs in (false, known):
             term = z3.substitute(term, *pairs) if pairs else term
         return z3.simplify(term)
 
-    def _unequal(
-        self, values: "_Values", present: frozenset[int] | None, known: set[tuple[str, int, int]]
-    ) -> list[z3.BoolRef]:
+    def _unequal(self, values: "_Values", present: int | None, known: set[tuple[str, int, int]]) -> list[z3.BoolRef]:
         """What says that equal arguments give equal results, where values break it."""
         found = []
-        for name, results in self._flat.results.items():
+        for name, results in self._results.items():
             first: dict[tuple[int, ...], int] = {}
-            for number, (arguments, symbol) in enumerate(results):
-                if present is not None and self._as_result(arguments, symbol)[0] not in present:
+            for number, (arguments, symbol, _key, bit, _within) in enumerate(results):
+                if present is not None and not bit & present:
                     continue
                 other = first.setdefault(tuple(map(values.of, arguments)), number)
                 key = name, other, number
                 if other == number or key in known:
                     continue
-                others, other_symbol = results[other]
+                others, other_symbol = results[other][:2]
                 if values.of(symbol) == values.of(other_symbol):
                     continue
                 known.add(key)
                 same = z3.And(*(one == two for one, two in zip(arguments, others, strict=True)))
                 found.append(z3.Implies(same, symbol == other_symbol))
         return found
-
-    def _symbols_of(self, term: z3.ExprRef) -> frozenset[int]:
-        """The numbers of the symbols in a term."""
-        key = term.get_id()
-        if key not in self._symbols:
-            self._symbols[key] = term, frozenset(each.get_id() for each in _leaves(term))
-        return self._symbols[key][1]
 
 
 _EXTENDED = (z3.Z3_OP_ZERO_EXT, z3.Z3_OP_SIGN_EXT)

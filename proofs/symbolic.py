@@ -4,8 +4,11 @@ A `SymInt` is a bit-vector in two's complement with an interval that its value l
 interval needs, so that nothing ever wraps around. A `SymBool` is a condition; used in an `if` it forks: the function is
 executed once for each way (`explore`). What can't be carried faithfully, such as a symbolic value used as an index, as a
 dictionary's key or as a float, raises `Unfaithful`: an error, never a wrong answer.
+
+What an operation made of the same terms before is known, and not made again: on other ways through a function most is.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,13 +36,51 @@ def bits_for(low: int, high: int) -> int:
     return max(low.bit_length() if low >= 0 else (low + 1).bit_length(), high.bit_length()) + 1
 
 
+_MOST_MADE = 200_000
+"""How many results of operations are known at most."""
+
+_made_before: dict[Any, tuple[Any, Any]] = {}
+"""Of an operation and its operands' marks the result; with the operands, which keep the places of their terms."""
+
+
+def _mark(value: Any) -> Any:
+    """What tells an operand apart from all others, as long as it is kept; None for what is no operand."""
+    if isinstance(value, SymInt | SymBool):
+        return value.mark
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return int(value) if isinstance(value, int) else None
+
+
+def _made_once(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """An operation that isn't carried out anew where its result is known."""
+
+    @functools.wraps(function)
+    def operation(one: Any, other: Any) -> Any:
+        key = function, one.mark, _mark(other)
+        known = _made_before.get(key)
+        return known[0] if known else _known(key, function(one, other), one, other)
+
+    return operation
+
+
+def _known(key: Any, result: Any, *operands: Any) -> Any:
+    """A result, which is known from now on."""
+    if len(_made_before) >= _MOST_MADE:
+        _made_before.clear()
+    _made_before[key] = result, operands
+    return result
+
+
 class SymInt:
     """An integer that stands for all values of a term; it lies in [low, high]."""
 
-    __slots__ = ("high", "low", "term")
+    __slots__ = ("high", "low", "mark", "term", "width")
 
-    def __init__(self, term: z3.BitVecRef, low: int, high: int) -> None:
-        self.term, self.low, self.high = term, low, high
+    def __init__(self, term: z3.BitVecRef, low: int, high: int, width: int = 0) -> None:
+        """A term's width needn't be asked for where it is given."""
+        self.term, self.low, self.high, self.width = term, low, high, width or term.size()
+        self.mark = term.ast.value, low, high
 
     # What ints can do and terms can't.
     __bool__ = _refuse("a truth value (compare it with 0 instead)")
@@ -58,19 +99,16 @@ class SymInt:
 
     def at(self, width: int) -> z3.BitVecRef:
         """The term at a width that holds its value."""
-        missing = width - self.term.size()
-        if missing == 0:
-            return self.term
-        if missing < 0:
-            return z3.Extract(width - 1, 0, self.term)
-        return z3.SignExt(missing, self.term) if self.low < 0 else z3.ZeroExt(missing, self.term)
+        return self.term if width == self.width else _at(self, width)
 
     # -- arithmetic ------------------------------------------------------------------------------------------------------
 
+    @_made_once
     def __add__(self, other: IntLike) -> Any:
         b = as_int(other)
         return _binary(self, b, lambda x, y: x + y, self.low + b.low, self.high + b.high)
 
+    @_made_once
     def __sub__(self, other: IntLike) -> Any:
         b = as_int(other)
         return _binary(self, b, lambda x, y: x - y, self.low - b.high, self.high - b.low)
@@ -81,6 +119,7 @@ class SymInt:
     def __neg__(self) -> Any:
         return as_int(0) - self
 
+    @_made_once
     def __mul__(self, other: IntLike) -> Any:
         b = as_int(other)
         ends = [x * y for x in (self.low, self.high) for y in (b.low, b.high)]
@@ -94,6 +133,7 @@ class SymInt:
 
     # -- bits ------------------------------------------------------------------------------------------------------------
 
+    @_made_once
     def __and__(self, other: IntLike) -> Any:
         b = as_int(other)
         if self.low >= 0 and b.low >= 0:
@@ -104,6 +144,7 @@ class SymInt:
             low, high = _whole(self, b)
         return _binary(self, b, lambda x, y: x & y, low, high)
 
+    @_made_once
     def __or__(self, other: IntLike) -> Any:
         b = as_int(other)
         low, high = _whole(self, b)
@@ -111,6 +152,7 @@ class SymInt:
             low = max(self.low, b.low)
         return _binary(self, b, lambda x, y: x | y, low, high)
 
+    @_made_once
     def __xor__(self, other: IntLike) -> Any:
         b = as_int(other)
         return _binary(self, b, lambda x, y: x ^ y, *_whole(self, b))
@@ -119,6 +161,7 @@ class SymInt:
     __ror__ = __or__
     __rxor__ = __xor__
 
+    @_made_once
     def __lshift__(self, other: IntLike) -> Any:
         b = _distance(other)
         low = min(self.low << b.low, self.low << b.high)
@@ -128,6 +171,7 @@ class SymInt:
     def __rlshift__(self, other: IntLike) -> Any:
         return as_int(other) << self
 
+    @_made_once
     def __rshift__(self, other: IntLike) -> Any:
         b = _distance(other)
         low = min(self.low >> b.low, self.low >> b.high)
@@ -148,6 +192,7 @@ class SymInt:
 
     # -- comparisons -----------------------------------------------------------------------------------------------------
 
+    @_made_once
     def __eq__(self, other: object) -> Any:
         b = as_int(other)
         if self.high < b.low or b.high < self.low:
@@ -157,6 +202,7 @@ class SymInt:
     def __ne__(self, other: object) -> Any:
         return negate(self == other)
 
+    @_made_once
     def __lt__(self, other: IntLike) -> Any:
         b = as_int(other)
         if self.high < b.low or self.low >= b.high:
@@ -176,10 +222,11 @@ class SymInt:
 class SymBool:
     """A condition that stands for all values of a term. In arithmetic it is 0 or 1, as Python's bool is."""
 
-    __slots__ = ("term",)
+    __slots__ = ("mark", "term")
 
     def __init__(self, term: z3.BoolRef) -> None:
         self.term = term
+        self.mark = (term.ast.value,)
 
     __index__ = _refuse("an index")
     __int__ = _refuse("a plain int")
@@ -199,18 +246,21 @@ class SymBool:
 
     def number(self) -> SymInt:
         """0 or 1."""
-        return SymInt(z3.If(self.term, z3.BitVecVal(1, 2), z3.BitVecVal(0, 2)), 0, 1)
+        return _as_number(self, None)
 
+    @_made_once
     def __and__(self, other: Any) -> Any:
         if _is_condition(other):
             return self if other is True else False if other is False else SymBool(z3.And(self.term, other.term))
         return self.number() & other
 
+    @_made_once
     def __or__(self, other: Any) -> Any:
         if _is_condition(other):
             return True if other is True else self if other is False else SymBool(z3.Or(self.term, other.term))
         return self.number() | other
 
+    @_made_once
     def __xor__(self, other: Any) -> Any:
         if _is_condition(other):
             return negate(self) if other is True else self if other is False else SymBool(z3.Xor(self.term, other.term))
@@ -279,7 +329,12 @@ class SymBool:
 
 def unsigned(name: str, bits: int) -> SymInt:
     """Any number of so many bits."""
-    return SymInt(z3.ZeroExt(1, z3.BitVec(name, bits)), 0, (1 << bits) - 1)
+    return word_of(z3.BitVec(name, bits), bits)
+
+
+def word_of(term: z3.BitVecRef, bits: int) -> SymInt:
+    """The number that a term of so many bits is."""
+    return SymInt(z3.ZeroExt(1, term), 0, (1 << bits) - 1, bits + 1)
 
 
 def flag(name: str) -> SymBool:
@@ -294,49 +349,82 @@ def as_int(value: Any) -> SymInt:
     if isinstance(value, SymBool):
         return value.number()
     if isinstance(value, int):
-        number = int(value)
-        return SymInt(z3.BitVecVal(number, bits_for(number, number)), number, number)
+        return _constant(int(value))
     raise Unfaithful(f"a symbolic value can't be combined with {type(value).__name__}")
+
+
+@functools.lru_cache(1 << 16)
+def _constant(number: int) -> SymInt:
+    width = bits_for(number, number)
+    return SymInt(z3.BitVecVal(number, width), number, number, width)
+
+
+@_made_once
+def _at(value: SymInt, width: int) -> z3.BitVecRef:
+    """The term at another width that holds its value."""
+    missing = width - value.width
+    if missing < 0:
+        return z3.Extract(width - 1, 0, value.term)
+    return z3.SignExt(missing, value.term) if value.low < 0 else z3.ZeroExt(missing, value.term)
+
+
+@_made_once
+def _as_number(condition: SymBool, _no_other: None) -> SymInt:
+    return SymInt(z3.If(condition.term, z3.BitVecVal(1, 2), z3.BitVecVal(0, 2)), 0, 1, 2)
+
+
+@_made_once
+def _negated(condition: SymBool, _no_other: None) -> SymBool:
+    return SymBool(z3.Not(condition.term))
 
 
 def negate(condition: BoolLike) -> Any:
     """The negation of a truth value."""
-    return SymBool(z3.Not(condition.term)) if isinstance(condition, SymBool) else not condition
+    return _negated(condition, None) if isinstance(condition, SymBool) else not condition
 
 
 def select(condition: BoolLike, when_true: Any, when_false: Any) -> Any:
     """One of two values, as data."""
     if not isinstance(condition, SymBool):
         return when_true if condition else when_false
+    key = select, condition.mark, _mark(when_true), _mark(when_false)
+    known = _made_before.get(key)
+    return known[0] if known else _known(key, _selected(condition, when_true, when_false), condition, when_true, when_false)
+
+
+def _selected(condition: SymBool, when_true: Any, when_false: Any) -> Any:
     if _is_condition(when_true) and _is_condition(when_false):
         return SymBool(z3.If(condition.term, term_of(when_true), term_of(when_false)))
     a, b = as_int(when_true), as_int(when_false)
     low, high = min(a.low, b.low), max(a.high, b.high)
     width = bits_for(low, high)
-    return _made(z3.If(condition.term, a.at(width), b.at(width)), low, high)
+    return _made(z3.If(condition.term, a.at(width), b.at(width)), low, high, width)
 
 
 def term_of(condition: BoolLike) -> z3.BoolRef:
     """A truth value as a term."""
-    return condition.term if isinstance(condition, SymBool) else z3.BoolVal(bool(condition))
+    return condition.term if isinstance(condition, SymBool) else _TRUTH[bool(condition)]
+
+
+_TRUTH = {value: z3.BoolVal(value) for value in (False, True)}
 
 
 def _is_condition(value: object) -> bool:
     return isinstance(value, SymBool | bool)
 
 
-def _made(term: z3.BitVecRef, low: int, high: int) -> Any:
-    """A value from its term, at any width that holds it, and its interval; a plain int where that leaves no choice."""
+def _made(term: z3.BitVecRef, low: int, high: int, width: int) -> Any:
+    """A value from its term, of a width that holds it, and its interval; a plain int where that leaves no choice."""
     if low == high:
         return low
-    width = bits_for(low, high)
-    return SymInt(z3.Extract(width - 1, 0, term) if term.size() > width else term, low, high)
+    least = bits_for(low, high)
+    return SymInt(z3.Extract(least - 1, 0, term) if width > least else term, low, high, least)
 
 
 def _binary(a: SymInt, b: SymInt, function: Callable[[Any, Any], Any], low: int, high: int) -> Any:
     """A function of both, computed at a width that holds operands and result."""
-    width = max(a.term.size(), b.term.size(), bits_for(low, high))
-    return _made(function(a.at(width), b.at(width)), low, high)
+    width = max(a.width, b.width, bits_for(low, high))
+    return _made(function(a.at(width), b.at(width)), low, high, width)
 
 
 def _whole(a: SymInt, b: SymInt) -> tuple[int, int]:
@@ -355,7 +443,7 @@ def _distance(value: IntLike) -> SymInt:
 
 
 def _compare(a: SymInt, b: SymInt, function: Callable[[Any, Any], Any]) -> SymBool:
-    width = max(a.term.size(), b.term.size())
+    width = max(a.width, b.width)
     return SymBool(function(a.at(width), b.at(width)))
 
 
@@ -408,8 +496,14 @@ class _Explorer:
 _explorers: list[_Explorer] = []
 
 
+@_made_once
+def _simplified(condition: SymBool, _no_other: None) -> z3.BoolRef:
+    simplified: z3.BoolRef = z3.simplify(condition.term)
+    return simplified
+
+
 def _decide(condition: SymBool) -> bool:
-    simplified = z3.simplify(condition.term)
+    simplified = _simplified(condition, None)
     if z3.is_true(simplified) or z3.is_false(simplified):
         return bool(z3.is_true(simplified))
     if not _explorers:

@@ -57,7 +57,7 @@ def name_of(symbol: Any) -> str:
 
 def _is_at(symbol: Any, number: Any) -> z3.BoolRef:
     """That a place is the one of a number, as the solver's arrays compare them."""
-    bits = as_int(symbol).term.size() - 1
+    bits = as_int(symbol).width - 1
     return z3.simplify(as_int(symbol).at(bits)) == z3.simplify(as_int(number).at(bits))
 
 

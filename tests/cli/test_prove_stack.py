@@ -6,7 +6,7 @@ from dataclasses import replace
 from capvisor.cli import prove_stack, prove_system
 from capvisor.cli.prove_stack import CHECKED, FALLS, OPEN, PROVED, TRUSTED
 from capvisor.cli.status import Status
-from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.step_proofs import STEP_PROOFS
 from capvisor.dsl.system_kinds import SYSTEM_KINDS
 from capvisor.proofs import runner, stack_steps
 from capvisor.proofs.cache import Cache
@@ -19,7 +19,7 @@ from capvisor.spec.stack_policy import STACK_GUARDS
 
 
 def kept_by(system: str) -> tuple[str, ...]:
-    guarded = SYSTEM_TOOLS[system].guarded
+    guarded = STEP_PROOFS[system].guarded
     assert guarded is not None
     return guarded.kept
 
@@ -32,7 +32,7 @@ def test_what_gives_a_supposition_is_there() -> None:
             assert invariant in (stack_steps.KEPT if system == "stack" else kept_by(system)), name
         for name in row.steps:
             system, step = name.split(".")
-            assert step in SYSTEM_TOOLS[system].steps(), name
+            assert step in STEP_PROOFS[system].steps(), name
         for name in row.checked:
             system, invariant = name.split(".")
             assert invariant in (STACK_INVARIANTS if system == "stack" else kept_by(system)), name
@@ -94,7 +94,7 @@ def outcome(step: str, fmt: str, result: str, *leant_on: str) -> StepOutcome:
 
 
 def test_a_part_of_a_system_is_not_remembered_as_the_whole(tmp_path) -> None:
-    tools, policy, cache = SYSTEM_TOOLS["tpt"], SYSTEM_KINDS["tpt"].intended, Cache(tmp_path)
+    tools, policy, cache = STEP_PROOFS["tpt"], SYSTEM_KINDS["tpt"].intended, Cache(tmp_path)
     keys = [(step, fmt) for step in tools.steps() for fmt in tools.formats(step)]
     outcomes = [outcome(*key, "unsat") for key in keys]
     prove_system._keep_whole("tpt", policy, outcomes[1:], keys[1:], {}, cache)

@@ -9,12 +9,12 @@ from junitparser import JUnitXml
 
 from capvisor.cli import prove_system
 from capvisor.cli.status import Status
-from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.step_proofs import STEP_PROOFS
 from capvisor.proofs.steps import StepOutcome
 
 
 def set_prover(monkeypatch, prover) -> None:
-    monkeypatch.setitem(SYSTEM_TOOLS, "cvm", replace(SYSTEM_TOOLS["cvm"], prove=prover))
+    monkeypatch.setitem(STEP_PROOFS, "cvm", replace(STEP_PROOFS["cvm"], prove=prover))
 
 
 def test_a_step_is_proved_and_kept(capvisor, tmp_path) -> None:
@@ -52,7 +52,7 @@ def test_steps_are_listed_with_their_kinds_and_not_proved(capvisor, monkeypatch)
     for patterns in ((), ("*",), ("*.cc64",)):
         status, out, _err = capvisor("prove", "cvm", "--list", *patterns)
         listed = {line.split()[0].rpartition(".")[0]: line.split()[1] for line in out.splitlines()[1:]}
-        assert status == Status.OK and listed == SYSTEM_TOOLS["cvm"].steps()
+        assert status == Status.OK and listed == STEP_PROOFS["cvm"].steps()
 
 
 def test_results_are_written_as_junit(capvisor, monkeypatch, tmp_path) -> None:

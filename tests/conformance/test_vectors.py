@@ -5,7 +5,8 @@ import pytest
 
 from capvisor.conformance.answers import fast_answers
 from capvisor.conformance.check import check
-from capvisor.conformance.files import VectorFileError, read, write
+from capvisor.conformance.errors import VectorFileError
+from capvisor.conformance.files import read, write
 from capvisor.conformance.generate import generate
 from capvisor.fastpath import bounds as fast_bounds
 from capvisor.model import bounds

@@ -89,9 +89,9 @@ def test_the_matrix_of_guards_and_the_sweep_take_the_new_call_in(extended: Path)
     listed = python(extended, "-m", "capvisor", "prove", "cvm", "--list", "file_size")
     assert [line.split() for line in listed.splitlines()[1:]] == [[f"file_size.{fmt}", "leave"] for fmt in FORMATS]
     code = """
-from capvisor.cli.systems import SYSTEM_TOOLS
+from capvisor.cli.step_proofs import STEP_PROOFS
 from capvisor.proofs import sweep
-print("file_size" in SYSTEM_TOOLS["cvm"].steps())
+print("file_size" in STEP_PROOFS["cvm"].steps())
 changes = sweep.changes(sweep.MONITOR_MODULES[-1])
 print(any(change.function == "file_size" for change in changes))
 """

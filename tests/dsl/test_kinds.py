@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from capvisor.cli import systems
+from capvisor.cli import step_proofs, systems
 from capvisor.cli.status import Status
+from capvisor.cli.step_proofs import STEP_PROOFS
 from capvisor.cli.systems import SYSTEM_TOOLS
 from capvisor.dsl.check_system import SystemChecker
 from capvisor.dsl.errors import ProgramError
@@ -97,8 +98,9 @@ def jars(monkeypatch) -> None:
     )
     monkeypatch.setitem(SYSTEM_KINDS, "jars", kind)
     tracer = lambda write: lambda step: write(f"{step.agent} {step.text} {step.outcome}")  # noqa: E731
-    tools = replace(SYSTEM_TOOLS["cvm"], tracer=tracer, steps=lambda: {"fill": "call"}, all_steps=lambda: {"fill": "call"})
-    monkeypatch.setitem(systems.SYSTEM_TOOLS, "jars", tools)
+    monkeypatch.setitem(systems.SYSTEM_TOOLS, "jars", replace(SYSTEM_TOOLS["cvm"], tracer=tracer))
+    proofs = replace(STEP_PROOFS["cvm"], steps=lambda: {"fill": "call"}, all_steps=lambda: {"fill": "call"})
+    monkeypatch.setitem(step_proofs.STEP_PROOFS, "jars", proofs)
 
 
 PROGRAM = "system jars { a size 1 }\na: fill\na: fill  -> refused FULL\n"

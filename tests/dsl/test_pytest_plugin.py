@@ -200,7 +200,10 @@ def test_a_run_without_programs_loads_neither_the_language_nor_numpy() -> None:
 
 
 def test_the_package_can_be_used_without_pytest() -> None:
-    text = "import sys; sys.modules['pytest'] = None; import capvisor.cli.verbs"
+    text = (
+        "import sys; sys.modules['pytest'] = None; from capvisor.cli.verbs import capvisor;"
+        "[capvisor.get_command(None, each) for each in capvisor.list_commands(None)]"
+    )
     subprocess.run([sys.executable, "-c", text], check=True)
 
 
