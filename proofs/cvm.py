@@ -223,7 +223,7 @@ def prove(
     terms = Terms()
     for way in ways(name, FORMATS[fmt], policy, invariants):
         guards, said = guards | way.guards, said | way.said
-        question = lazy.Question(way.conditions, way.labels, grows=True, terms=terms)
+        question = lazy.Question(way.conditions, way.labels, terms=terms)
         # Of what is proved on this way, the question and what it leans on: invariants have parts in common.
         proved: dict[int, tuple[z3.BoolRef, frozenset[str]]] = {}
         for each in sorted(result, key=lambda each: each != FIRST):

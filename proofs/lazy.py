@@ -25,6 +25,9 @@ _TOGETHER = 40
 _FIRST_ROUNDS, _MORE_ROUNDS = 14, 1.5
 """After how many rounds hypotheses are put in another order, and by what factor that grows."""
 
+_FIRST_CHECK_S = 3.0
+"""After how long a round is given up, and hypotheses are put in another order: that grows by the same factor."""
+
 
 def conjuncts(goal: z3.BoolRef) -> Iterator[z3.BoolRef]:
     """The parts of a conjunction."""
@@ -77,15 +80,12 @@ class Question:
         hypotheses: Iterable[z3.BoolRef],
         labels: Iterable[str] = (),
         *,
-        grows: bool = False,
         terms: Terms | None = None,
     ) -> None:
         """A label says where a hypothesis is from; without labels, nothing is said of that.
 
-        Questions that have much in common may share their `terms`. One that `grows` keeps a solver from round to round,
-        which knows arithmetic of bits; else each round has one of its own, which knows bits alone.
+        Questions that have much in common may share their `terms`.
         """
-        self._new_solver = _Growing if grows else _Anew
         self._terms = terms or Terms()
         self.flat = self._terms.flat
         """A goal as it is asked: two that come to the same here are one question."""
@@ -143,8 +143,13 @@ class Question:
         timeout_s: float,
         case: Iterable[z3.BoolRef] = (),
         tier: Callable[[str], int] = lambda _label: 0,
+        *,
+        grows: bool = False,
     ) -> Answer:
         """Whether the hypotheses can hold in a case where the goal doesn't: "unsat" says that the goal is proved.
+
+        A solver that `grows` is kept from round to round, and knows arithmetic of bits: it is the quickest where a question
+        is easy. Else each round has one of its own, which knows bits alone: what is hard takes a fifth of the time.
 
         Which hypotheses are met first decides between a moment and minutes. So after some rounds it is tried again with
         them in another order, and with more rounds each time. Those whose label is of a higher tier are used only where
@@ -159,27 +164,36 @@ class Question:
             number = tier(self._labels[each.get_id()])
             tiers += [[] for _ in range(number + 1 - len(tiers))]
             tiers[number].append(each)
-        rounds, mixing = float(_FIRST_ROUNDS), random.Random(0)
+        rounds, check_s, mixing = float(_FIRST_ROUNDS), _FIRST_CHECK_S, random.Random(0)
         while True:
-            answer = self._search(asked, tiers, int(rounds), start + timeout_s)
+            solver = _Growing() if grows else _Anew()
+            answer = self._search(asked, tiers, int(rounds), start + timeout_s, check_s, solver)
             if answer is not None:
                 return replace(answer, seconds=time.process_time() - start)
             for each in tiers:
                 mixing.shuffle(each)
-            rounds *= _MORE_ROUNDS
+            rounds, check_s = rounds * _MORE_ROUNDS, check_s * _MORE_ROUNDS
 
     def _search(
-        self, asked: list[z3.BoolRef], tiers: Sequence[Sequence[z3.BoolRef]], rounds: int, end_s: float
+        self,
+        asked: list[z3.BoolRef],
+        tiers: Sequence[Sequence[z3.BoolRef]],
+        rounds: int,
+        end_s: float,
+        check_s: float,
+        solver: "_Growing",
     ) -> Answer | None:
-        """An answer by as few hypotheses as it takes, if so many rounds are enough."""
-        used, pending, solver = asked, list(tiers), self._new_solver()
+        """An answer by as few hypotheses as it takes, if so many rounds of so many seconds are enough."""
+        used, pending = asked, list(tiers)
         solver.add(asked)
         equal_arguments: set[tuple[str, int, int]] = set()
         for _round in range(rounds):
             left_s = end_s - time.process_time()
             if left_s <= 0:
                 return Answer("unknown", 0.0, reason="time limit")
-            result = solver.check(left_s)
+            result = solver.check(min(left_s, check_s))
+            if result == z3.unknown and check_s < left_s:
+                return None
             if result != z3.sat:
                 self.leant_on |= {label for each in used if (label := self._labels.get(each.get_id()))}
                 return Answer(str(result), 0.0, reason=solver.reason() if result == z3.unknown else "")

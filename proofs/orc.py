@@ -17,6 +17,7 @@ import z3
 from capvisor.model import isa as _rules  # declares the rules
 from capvisor.model import object_operations
 from capvisor.proofs import contracts, lazy, orc_guest, symbolic
+from capvisor.proofs.flat import Terms
 from capvisor.proofs.orc_state import IDENTITY_BITS, INDUCTIVE, TENANT_BITS, AnyObjects, minting
 from capvisor.proofs.solve import Answer
 from capvisor.proofs.state import any_operands
@@ -191,9 +192,10 @@ def prove(
     result = dict.fromkeys(wanted, Kept("unsat"))
     guards: frozenset[str] = frozenset()
     said: frozenset[str] = frozenset()
+    terms = Terms()
     for way in ways(name, FORMATS[fmt], policy, invariants):
         guards, said = guards | way.guards, said | way.said
-        question = functools.cache(functools.partial(lazy.Question, way.conditions, way.labels, grows=True))
+        question = functools.cache(functools.partial(lazy.Question, way.conditions, way.labels, terms=terms))
         supposed = _supposed(way)
         for each in result:
             if result[each].result != "unsat":
@@ -237,7 +239,7 @@ def _asked(way: Way, question: lazy.Question, goal: Goal, timeout_s: float) -> t
             pending = [(each, case) for part, case in pending for each in clauses(z3.simplify(part))]
         still_open = []
         for part, case in pending:
-            answer = question.ask(part, min(limit, timeout_s), case)
+            answer = question.ask(part, min(limit, timeout_s), case, grows=step < len(_BRIEFLY_S))
             seconds += answer.seconds
             if answer.result == "unknown" and step == len(_BRIEFLY_S):
                 answer = _at_once(way, part, case, timeout_s)

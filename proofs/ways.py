@@ -107,7 +107,7 @@ def parts_of(
     return found
 
 
-_BRIEFLY_S = (1.0, 4.0, 8.0, 8.0)
+_BRIEFLY_S = (1.0, 8.0, 12.0, 12.0)
 """How long a goal is asked at once, in few cases, in more, and in parts, before what gave no answer is split further."""
 
 _PARTS = 3
@@ -123,7 +123,7 @@ def ask(
     """
     seconds = 0.0
     if tier is not None:
-        answer = question.ask(goal.condition, min(_BRIEFLY_S[0], timeout_s), (), tier)
+        answer = question.ask(goal.condition, min(_BRIEFLY_S[0], timeout_s), (), tier, grows=True)
         seconds += answer.seconds
         if answer.result != "unknown":
             return answer
@@ -136,7 +136,7 @@ def ask(
             pending = [(part, (*case, *more)) for part, case in pending for more in cases]
         still_open = []
         for part, case in pending:
-            answer = question.ask(part, min(limit, timeout_s), case)
+            answer = question.ask(part, min(limit, timeout_s), case, grows=step == 0)
             seconds += answer.seconds
             if answer.result == "sat":
                 return replace(answer, seconds=seconds)

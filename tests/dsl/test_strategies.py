@@ -146,7 +146,7 @@ def test_every_operation_of_the_table_is_drawn(fmt) -> None:
     seen = set()
     for group in Group:
 
-        @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=24, suppress_health_check=list(HealthCheck))
         @given(st.lists(operations(fmt, (group,)), min_size=30, max_size=30))
         def test(drawn_together) -> None:
             seen.update(name for name, _operands in drawn_together)

@@ -37,7 +37,7 @@ def test_the_answer_is_that_of_all_hypotheses_together() -> None:
         solver = z3.Solver()
         solver.add(*hypotheses, case, z3.Not(goal))
         for grows in (False, True):
-            answer = lazy.Question(hypotheses, grows=grows).ask(goal, 60, (case,)).result
+            answer = lazy.Question(hypotheses).ask(goal, 60, (case,), grows=grows).result
             assert answer == str(solver.check()), seed
             seen.add(answer)
     assert seen == {"sat", "unsat"}

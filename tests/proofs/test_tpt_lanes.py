@@ -17,6 +17,7 @@ from capvisor.proofs.symbolic import SymInt, Unfaithful
 from capvisor.spec.paging import LEVELS
 from capvisor.spec.tag_policy import INTENDED, without
 from capvisor.spec.tpt import OPERATIONS
+from tests.shares import some
 
 
 def found(name: str, policy=INTENDED) -> dict[str, str]:
@@ -79,7 +80,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "module", "before", "after"), CHANGES, ids=lambda each: each[:24])
+@pytest.mark.parametrize(("name", "module", "before", "after"), some(CHANGES, 2), ids=lambda each: each[:24])
 def test_a_changed_kernel_is_noticed(name: str, module: str, before: str, after: str) -> None:
     with changed(module, before, after):
         assert "sat" in found(name).values()
