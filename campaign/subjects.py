@@ -15,11 +15,13 @@ must put to the test. Another monitor becomes a subject in these steps:
 Seeds, rounds, workers, the corpus, reports, JUnit, SARIF, the history and files of findings are the same for all.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from capvisor.campaign import cvm, findings, orc, stack, tpt, vmm
+from capvisor.campaign import findings
 from capvisor.campaign.findings import AnyFinding
 from capvisor.campaign.recipes import PROFILES
 from capvisor.campaign.system_campaign import SystemCampaign
@@ -89,28 +91,41 @@ def _lanes_of_a_hart(compare: bool) -> int:
 HARTS = Subject(perform_hart, _lanes_of_a_hart, _weaknesses_of_a_hart, findings.finding_of, INVARIANTS)
 
 
-def _systems(module: Any, *, has_formats: bool = True) -> Subject:
-    """The subject of campaigns that a module has, of which a program is a system."""
-    campaign: SystemCampaign = module.CAMPAIGN
-    return Subject(
-        campaign.perform,
-        lambda _compare: int(module.LANES),
-        campaign.weaknesses,
-        campaign.finding_of,
-        campaign.invariants,
-        SystemWork,
-        True,
-        has_formats,
-    )
+_HAVE_FORMATS = {"cvm": True, "tpt": False, "orc": True, "vmm": False, "stack": False}
+"""The profiles of which a program is a system, each of a module's name here, and whether there are capabilities in it."""
 
 
-SYSTEMS: dict[str, Subject] = {
-    cvm.PROFILE: _systems(cvm),
-    tpt.PROFILE: _systems(tpt, has_formats=False),
-    orc.PROFILE: _systems(orc),
-    vmm.PROFILE: _systems(vmm, has_formats=False),
-    stack.PROFILE: _systems(stack, has_formats=False),
-}
+class _Systems(Mapping[str, Subject]):
+    """Subjects of which a program is a system: their modules are imported when they are needed, as they are large."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HAVE_FORMATS)
+
+    def __len__(self) -> int:
+        return len(_HAVE_FORMATS)
+
+    def __contains__(self, profile: object) -> bool:
+        return profile in _HAVE_FORMATS
+
+    @functools.cache  # noqa: B019 - there is one of these, and it stays
+    def __getitem__(self, profile: str) -> Subject:
+        if profile not in _HAVE_FORMATS:
+            raise KeyError(profile)
+        module: Any = import_module(f"capvisor.campaign.{profile}")
+        campaign: SystemCampaign = module.CAMPAIGN
+        return Subject(
+            campaign.perform,
+            lambda _compare: int(module.LANES),
+            campaign.weaknesses,
+            campaign.finding_of,
+            campaign.invariants,
+            SystemWork,
+            True,
+            _HAVE_FORMATS[profile],
+        )
+
+
+SYSTEMS: Mapping[str, Subject] = _Systems()
 """Subjects of which a program is a system, by the profile's name."""
 
 

@@ -24,6 +24,7 @@ from capvisor.spec.formats import CC64, CC128, CapabilityFormat
 from capvisor.spec.object_policy import INTENDED, without
 from capvisor.spec.orc import OPERATIONS, Relocation
 from capvisor.spec.orc_invariants import ORC_INVARIANTS
+from tests.shares import some
 from tests.tutorial import ROOT
 
 ALICE, BOB = Agent(1, 0), Agent(2, 0)
@@ -84,7 +85,7 @@ SOME = ("sources_checked", "purge_memory", "caller_from_thread", "tls_read_only"
 
 
 @pytest.mark.usefixtures("small_units")
-@pytest.mark.parametrize("guard", SOME)
+@pytest.mark.parametrize("guard", some(SOME, 2))
 def test_a_policy_without_a_guard_is_found_out_by_a_small_program_that_runs(guard: str) -> None:
     report = report_with(Here(), seed=1, programs=32 * 8, policy=f"without:{guard}", most_findings=1)
     (finding,) = report.findings

@@ -21,6 +21,7 @@ from capvisor.fastpath.stack import CVM
 from capvisor.model import stack_system
 from capvisor.model.stack import TPT_LAYER, VMM_LAYER
 from capvisor.spec.stack_policy import INTENDED, without
+from tests.shares import some
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("guard", SAID)
+@pytest.mark.parametrize("guard", some(list(SAID), 2))
 def test_what_the_oracles_find_first_is_what_the_reference_violates(guard: str) -> None:
     """In the lanes in which something is found, by the same step; and nothing by the steps before it."""
     policy = without(guard)
@@ -105,7 +106,7 @@ SOME = ("mediator_checks_tags", "resident_first", "base_memory_kept", "pages_bou
 
 
 @pytest.mark.usefixtures("small_units")
-@pytest.mark.parametrize("guard", SOME)
+@pytest.mark.parametrize("guard", some(SOME, 2))
 def test_a_policy_without_a_guard_is_found_out_by_a_small_program_that_runs(guard: str) -> None:
     report = report_with(Here(), seed=1, programs=48 * 12, policy=f"without:{guard}", most_findings=1)
     (finding,) = report.findings

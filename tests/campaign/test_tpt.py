@@ -21,6 +21,7 @@ from capvisor.fastpath.walks import Walks
 from capvisor.spec.tag_policy import INTENDED, TAG_POLICIES, without
 from capvisor.spec.tpt import OPERATIONS
 from capvisor.spec.tpt_invariants import TPT_INVARIANTS
+from tests.shares import some
 from tests.tutorial import ROOT
 
 
@@ -72,7 +73,7 @@ SOME = ("check_table_reads", "abort_walks_on_acknowledge", "merge_one_owner")
 
 
 @pytest.mark.usefixtures("small_units")
-@pytest.mark.parametrize("guard", SOME)
+@pytest.mark.parametrize("guard", some(SOME, 2))
 def test_a_policy_without_a_guard_is_found_out_by_a_small_program_that_runs(guard: str) -> None:
     report = report_with(Here(), seed=1, programs=64 * 16, policy=f"without:{guard}", most_findings=1)
     (finding,) = report.findings

@@ -445,3 +445,10 @@ def test_a_reader_of_standard_error_is_not_needed() -> None:
     os.close(writer)
     out, _err = process.communicate(timeout=60)
     assert process.returncode == Status.USAGE and not out
+
+
+@pytest.mark.parametrize(("verb", "unneeded"), [("run", ("z3",)), ("fmt", ("z3", "numba", "capvisor.campaign.stack"))])
+def test_a_verb_imports_what_it_needs(verb: str, unneeded: tuple[str, ...]) -> None:
+    text = f"import sys; from capvisor.cli.verbs import capvisor; capvisor.get_command(None, '{verb}'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert f"capvisor.cli.{verb}" in done.stdout.split() and not {*unneeded} & {*done.stdout.split()}
