@@ -107,22 +107,26 @@ class _Systems(Mapping[str, Subject]):
     def __contains__(self, profile: object) -> bool:
         return profile in _HAVE_FORMATS
 
-    @functools.cache  # noqa: B019 - there is one of these, and it stays
     def __getitem__(self, profile: str) -> Subject:
         if profile not in _HAVE_FORMATS:
             raise KeyError(profile)
-        module: Any = import_module(f"capvisor.campaign.{profile}")
-        campaign: SystemCampaign = module.CAMPAIGN
-        return Subject(
-            campaign.perform,
-            lambda _compare: int(module.LANES),
-            campaign.weaknesses,
-            campaign.finding_of,
-            campaign.invariants,
-            SystemWork,
-            True,
-            _HAVE_FORMATS[profile],
-        )
+        return _subject(profile)
+
+
+@functools.cache
+def _subject(profile: str) -> Subject:
+    module: Any = import_module(f"capvisor.campaign.{profile}")
+    campaign: SystemCampaign = module.CAMPAIGN
+    return Subject(
+        campaign.perform,
+        lambda _compare: int(module.LANES),
+        campaign.weaknesses,
+        campaign.finding_of,
+        campaign.invariants,
+        SystemWork,
+        True,
+        _HAVE_FORMATS[profile],
+    )
 
 
 SYSTEMS: Mapping[str, Subject] = _Systems()
