@@ -6,6 +6,7 @@ import pytest
 import z3
 
 from capvisor.proofs import lazy
+from capvisor.proofs.flat import Terms
 
 X, Y, Z = z3.BitVecs("x y z", 4)
 ARRAY = z3.Array("table", z3.BitVecSort(4), z3.BitVecSort(4))
@@ -66,3 +67,15 @@ def test_what_is_supposed_is_known_at_sight_with_where_it_is_from() -> None:
     assert question.known(z3.BoolVal(True)) == frozenset() == question.known(FLAGS[X])
     assert question.known(z3.ULE(X, Z)) is None and question.known(z3.And(FLAGS[X], FLAGS[Y])) is None
     assert z3.is_true(question.flat(z3.Store(ARRAY, X, Z)[X] == Z))
+
+
+def test_questions_that_share_terms_are_answered_as_each_alone() -> None:
+    shared, answers = Terms(), []
+    for seed in range(8):
+        chosen = random.Random(seed)
+        hypotheses = [any_condition(chosen) for _ in range(3)]
+        goal = hypotheses[seed % 3] if seed % 2 else any_condition(chosen)
+        together, alone = (lazy.Question(hypotheses, terms=each).ask(goal, 60).result for each in (shared, Terms()))
+        assert together == alone
+        answers.append(alone)
+    assert set(answers) == {"sat", "unsat"}

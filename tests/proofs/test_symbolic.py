@@ -158,3 +158,23 @@ def test_too_many_ways_are_refused() -> None:
 
     with pytest.raises(Unfaithful, match="more than 100 ways"):
         explore(program, most=100)
+
+
+def test_an_operation_on_the_same_terms_is_made_once_and_no_other_is_taken_for_it() -> None:
+    a, b = unsigned("a", 8), unsigned("b", 8)
+    assert a + b is unsigned("a", 8) + b and (a < b) is (a < b)
+    narrow = SymInt(a.term, 0, 7)  # the same term, of which less is known
+    assert (narrow + b).high == 7 + 255 and (a + b).high == 255 + 255
+    condition = a < b
+    assert isinstance(condition & True, SymBool) and isinstance(condition & 1, SymInt)
+    assert (a == 1).term.eq((a == True).term) and select(condition, a, 1).low == 0  # noqa: E712 - True is 1
+
+
+def test_what_was_made_is_forgotten_when_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MOST_MADE", 2)
+    a = unsigned("a", 8)
+    results = [a + number for number in range(1, 9)]
+    assert len(symbolic._made_before) <= 2
+    assert [
+        z3.simplify(z3.substitute(each.term, (z3.BitVec("a", 8), z3.BitVecVal(3, 8)))).as_long() for each in results
+    ] == [*range(4, 12)]
