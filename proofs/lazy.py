@@ -152,8 +152,8 @@ class Question:
         is easy. Else each round has one of its own, which knows bits alone: what is hard takes a fifth of the time.
 
         Which hypotheses are met first decides between a moment and minutes. So after some rounds it is tried again with
-        them in another order, and with more rounds each time. Those whose label is of a higher tier are used only where
-        values break nothing else: so a proof leans on few labels of high tiers.
+        them in another order, by the other kind of solver, and with more rounds each time. Those whose label is of a higher
+        tier are used only where values break nothing else: so a proof leans on few labels of high tiers.
         """
         start = time.process_time()
         flat = [self._terms.term(each) for each in (*case, z3.Not(goal))]
@@ -172,7 +172,7 @@ class Question:
                 return replace(answer, seconds=time.process_time() - start)
             for each in tiers:
                 mixing.shuffle(each)
-            rounds, check_s = rounds * _MORE_ROUNDS, check_s * _MORE_ROUNDS
+            rounds, check_s, grows = rounds * _MORE_ROUNDS, check_s * _MORE_ROUNDS, not grows
 
     def _search(
         self,
