@@ -7,7 +7,8 @@ from capvisor.campaign.stack_mirror import PARTS
 from capvisor.campaign.stack_moves import play
 from capvisor.campaign.stack_oracles import INVARIANTS
 from capvisor.campaign.stack_program import PROGRAMS
-from capvisor.campaign.stack_systems import Counts, Deployment, Systems
+from capvisor.campaign.stack_start import Deployment
+from capvisor.campaign.stack_systems import Counts, Systems
 from capvisor.campaign.system_campaign import MOSTLY_REFUSED, SystemCampaign
 from capvisor.campaign.unit import Outcome, Work
 from capvisor.spec.stack import Code

@@ -12,20 +12,21 @@ import numpy as np
 
 from capvisor.campaign import cvm_mirror, orc_mirror, tpt_mirror, vmm_mirror
 from capvisor.campaign.hart_mirror import NONE, taken
-from capvisor.campaign.noted import NotedTable
+from capvisor.campaign.noted import Log, NotedTable
 from capvisor.fastpath.machine import Indices
 from capvisor.fastpath.stack import CVM, OF_FRAME, ORC, BatchStack
 from capvisor.fastpath.stack_memory import ROW_WORDS
 from capvisor.fastpath.workspace import Flags, Words
-from capvisor.model.memory import Granule
-from capvisor.model.stack import TPT_LAYER, VMM_LAYER, Pages, Principal, Stack
+from capvisor.model.memory import EMPTY, Granule
+from capvisor.model.paging import Fault
+from capvisor.model.stack import TPT_LAYER, VMM_LAYER, Halt, Pages, Principal, Stack
 from capvisor.model.stack import Words as WordsView
 from capvisor.model.stack_memory import Frame, Granules, MachineMemory
 from capvisor.model.tags import TagTable
 from capvisor.model.tpt import FrameRow
 from capvisor.model.vmm import System as VmmSystem
 from capvisor.spec.paging import FREE, WORDS_PER_FRAME
-from capvisor.spec.stack import TAGS_PER_WORD, WORDS_PER_BLOCK, WORDS_PER_GRANULE, Via, Who
+from capvisor.spec.stack import TAGS_PER_WORD, WORDS_PER_BLOCK, WORDS_PER_GRANULE, Code, Via, Who
 from capvisor.spec.tpt import CACHE_SLOTS, SWAP_SLOTS, TLB_SLOTS
 from capvisor.spec.vmm import BLOCK_SHIFT
 
@@ -37,7 +38,16 @@ LAYERS = ("vmm", "tpt", "cvm", "orc")
 PARTS = ("memory", "swapped out", "contents", "bound", "started", *LAYERS)
 """What is compared: what is the stack's own, and all that is a layer's own."""
 _SLOTS = {"tlb": TLB_SLOTS, "caches": CACHE_SLOTS}
+_TRANSLATES = ("vcpus", "vms", "tlb", "tags", "large")
+"""Tables of translation pass-through that are asked where a page is, if its translation is in the TLB."""
+_MOVES_CONTENT = {"assign": 1, "scrub": 1, "claim": 1, "migrate": 2, "swap_out": 1, "swap_in": 1}
+"""What contents may come to be elsewhere by, and how many of its operands are frames, from the first on: `Stack.follow`."""
+_NO_GRANULES: dict[int, Granule] = {}
 _GRANULES_PER_BLOCK = WORDS_PER_BLOCK // WORDS_PER_GRANULE
+
+
+def _no_touch(*_access: Any) -> None:
+    """Note nothing."""
 
 
 def content_number(content: Any) -> int:
@@ -54,13 +64,20 @@ class _NotedGranules(Granules):
     lane = 0
 
     def set(self, frame: Frame, number: int, granule: Granule) -> None:
-        if frame < self.frames:
+        """Replace a granule of a frame; what it held already needn't be said."""
+        if frame < self.frames and self.held.get(frame, _NO_GRANULES).get(number, EMPTY) != granule:
             super().set(frame, number, granule)
             self.log.append((self.lane, frame, number, *granule))
 
 
 class _NotedMemory(MachineMemory, _NotedGranules):
     """A machine's memory that does so too."""
+
+    def set(self, frame: Frame, number: int, granule: Granule) -> None:
+        if self.first_table <= frame < self.behind_tables:
+            MachineMemory.set(self, frame, number, granule)
+        else:
+            _NotedGranules.set(self, frame, number, granule)
 
 
 class _NotedPages(Pages):
@@ -72,6 +89,19 @@ class _NotedPages(Pages):
     def set(self, index: int, granule: Granule) -> None:
         super().set(index, granule)
         self.log.append((self.lane, index, *granule))
+
+
+class _SettlingTable(NotedTable):
+    """A table that says what is written to it, and of whose rows it depends where pages of monitors are found."""
+
+    def __init__(self, empty: Any, lane: int, log: Log, settled: dict[str, Any]) -> None:
+        super().__init__(empty, lane, log)
+        self._settled = settled
+
+    def __setitem__(self, number: Any, row: Any) -> None:
+        if self.get(number) is not row:
+            self._settled.clear()
+            super().__setitem__(number, row)
 
 
 class _RowsView(WordsView):
@@ -113,16 +143,25 @@ class LaneStack(Stack):
 
     def __init__(self, lane: int, logs: Logs, **given: Any) -> None:
         self.lane, self.logs, self._vcpus = lane, logs, range(given["vcpus"])
+        self._settled: dict[str, tuple[int, list[Any]]] = {}
+        """By layer, what `enter` is known to find: the vCPU, and where the pages are."""
         owners: Any = TagTable(given["frames"])
         owners.tags, owners.large = (self.make_table(TPT_LAYER, *row) for row in (("tags", FREE), ("large", False)))
         super().__init__(**given, owners=owners)
         for store, log in ((self.memory, logs.memory), (self.disk, logs.disk)):
             store.lane, store.log = lane, log  # type: ignore[attr-defined]
         self.tpt.memory, self.tpt.disk = _RowsView(self, self.memory), _RowsView(self, self.disk)
+        # Accesses are noted here (`note`): nobody asks for what translation pass-through alone would note of them.
+        self.tpt.touch = _no_touch  # type: ignore[method-assign,assignment]
+        self._stage: tuple[Any, bool] = None, False
+        """The VMM's row that was asked last whether the machine is stopped, and whether it is."""
 
     def make_table(self, layer: str, name: str, empty: Any) -> Any:
         logs = self.logs.vmm if layer == VMM_LAYER else self.logs.tpt
-        table = NotedTable(empty, self.lane, logs[name])
+        if layer == TPT_LAYER and name in _TRANSLATES:
+            table: NotedTable = _SettlingTable(empty, self.lane, logs[name], self._settled)
+        else:
+            table = NotedTable(empty, self.lane, logs[name])
         known: dict[Any, Any] = {}
         if layer == TPT_LAYER and name in _SLOTS:
             known = dict.fromkeys(itertools.product(self._vcpus, range(_SLOTS[name])), empty)
@@ -141,8 +180,18 @@ class LaneStack(Stack):
         return None
 
     def end(self) -> Any:
-        super().end()
+        self.is_within = False
+        for pages in self.pages.values():
+            pages.found = None
         return ()
+
+    @property
+    def is_stopped(self) -> bool:
+        """As the reference says; not anew of the same row, on which alone it depends."""
+        row = self.vmm.vmm[0]
+        if self._stage[0] is not row:
+            self._stage = row, super().is_stopped
+        return self._stage[1]
 
     def note(self, frame: Frame, word: int, words: int, is_write: bool, device: int = 0) -> None:
         principal: Principal = self.principal
@@ -151,23 +200,65 @@ class LaneStack(Stack):
         row = (_WHO[principal.who._value_], _VIA[self.via._value_], principal.vm, principal.number)
         self.logs.accesses.append((*row, frame, word, words, is_write, self.owners[frame], pending, device))
 
+    def note_granule(self, frame: Frame, number: int, is_write: bool) -> None:
+        self.note(frame, number * WORDS_PER_GRANULE, WORDS_PER_GRANULE, is_write)
+        if is_write:
+            self.note_written(frame)
+
     def follow(self, name: str, operands: tuple[Any, ...], held: Any) -> None:
+        if name not in _MOVES_CONTENT:
+            return
         super().follow(name, operands, held)
-        moves_slot = name in ("swap_out", "swap_in")
-        frames = operands[:1] if moves_slot or name not in ("migrate", "swap_in") else operands[:2]
-        for frame in frames:
+        self._settled.clear()
+        for frame in operands[: _MOVES_CONTENT[name]]:
             self.logs.contents.append((self.lane, frame, self._contents.get(frame, 0), self._content_count))
-        if moves_slot:
+        if name in ("swap_out", "swap_in"):
             self.logs.put_away.append((self.lane, operands[1], self._put_away.get(operands[1], 0)))
 
     def enter(self, layer: str) -> None:
-        super().enter(layer)
+        """As the reference does; where that has found all pages by the TLB, and they were bound already, not anew.
+
+        Then it has written nothing and accessed no memory. What it finds depends on the rows of `_TRANSLATES` and on where
+        contents are: if none of these was written since, it would find the same, and write and access nothing again.
+        """
+        pages: Any = self.pages[layer]
+        if layer in self._settled:
+            if self.policy.stop_reaches_all and self.is_stopped:
+                raise Halt(Code.STOPPED)
+            (self.vcpu, pages.found), self.is_within = self._settled[layer], True
+            return
+        bound, accesses = pages.bound, len(self.logs.accesses)
+        self._settled[layer] = self.vcpu, []  # taken away by whatever writes one of those rows
+        try:
+            super().enter(layer)
+        except (Halt, Fault):
+            self._settled.pop(layer, None)
+            raise
+        is_kept = layer in self._settled and pages.bound is bound and len(self.logs.accesses) == accesses
+        if is_kept and not any(isinstance(frame, Fault) for frame in pages.found):
+            self._settled[layer] = self.vcpu, pages.found
+        else:
+            self._settled.pop(layer, None)
+        self.say_bound(layer)
+
+    def say_bound(self, layer: str) -> None:
+        """Say where pages are bound, if that is something else."""
         pages: Any = self.pages[layer]
         if pages.bound != pages.said:
             pages.said = pages.bound
             number = (CVM, ORC).index(layer)
             for page, content in enumerate(pages.bound):
                 self.logs.bound.append((self.lane, number, page, content_number(content)))
+
+    def copy_contents(self, source: "LaneStack") -> None:
+        """Take over where contents are, and for whom devices were started; this machine has had none."""
+        self._settled.clear()
+        self._contents, self._put_away = dict(source._contents), dict(source._put_away)
+        self._lost, self._content_count = dict(source._lost), source._content_count
+        self.started = dict(source.started)
+        self.logs.contents.extend((self.lane, *each, self._content_count) for each in self._contents.items())
+        self.logs.put_away.extend((self.lane, *each) for each in self._put_away.items())
+        self.logs.started.extend((self.lane, *each) for each in self.started.items())
 
     def note_started(self, *operands: int) -> None:
         super().note_started(*operands)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from capvisor.campaign.draw import Draws, Move, make
-from capvisor.campaign.stack_systems import Deployment, Systems
+from capvisor.campaign.stack_start import Deployment
+from capvisor.campaign.stack_systems import Systems
 from capvisor.campaign.systems import exercise
 from capvisor.fastpath.stack import CVM, ORC
 from capvisor.fastpath.workspace import Flags, Words

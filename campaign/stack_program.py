@@ -10,7 +10,8 @@ import numpy as np
 
 from capvisor.campaign import tpt_program, vmm_program
 from capvisor.campaign.programs import Failing, Programs, Written, with_operand
-from capvisor.campaign.stack_systems import DEPLOY, INSTRUCTION, LEAVE, OPERATION, Deployment, LaneEvent, Systems
+from capvisor.campaign.stack_start import DEPLOY, INSTRUCTION, LEAVE, OPERATION, Deployment, LaneEvent
+from capvisor.campaign.stack_systems import Systems
 from capvisor.campaign.systems import CrashError
 from capvisor.dsl.printer import instruction_of, print_instruction
 from capvisor.dsl.stack_watch import StackWatch

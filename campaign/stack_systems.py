@@ -6,28 +6,26 @@ After every step the whole states of all lanes are compared, and the step is hel
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from capvisor.campaign.cvm_oracles import Change as CvmChange
 from capvisor.campaign.cvm_states import differences as cvm_differences
+from capvisor.campaign.hart_mirror import NONE
 from capvisor.campaign.orc_states import differences as orc_differences
+from capvisor.campaign.stack_copies import copy_machine
 from capvisor.campaign.stack_mirror import LaneStack, Mirror
 from capvisor.campaign.stack_oracles import INVARIANTS, Oracles, Taken
+from capvisor.campaign.stack_start import DEPLOY, INSTRUCTION, LEAVE, OPERATION, Deployment, LaneEvent
 from capvisor.campaign.systems import CRASHES, DIFFERS, ERRORS, MOST_DETAILS, CrashError, Found
 from capvisor.campaign.tpt_states import rows as tpt_rows
 from capvisor.campaign.vmm_states import differences as vmm_differences
-from capvisor.dsl.cvm_layout import layout_of
-from capvisor.dsl.orc_layout import Layout as OrcLayout
-from capvisor.dsl.parser import parse
-from capvisor.dsl.stack_layout import Layout
-from capvisor.dsl.syntax import Program
 from capvisor.dsl.vmm_layout import place
 from capvisor.fastpath.capability import Lanes
 from capvisor.fastpath.machine import DDC, Indices
-from capvisor.fastpath.stack import CVM, ORC, BatchStack, Ended, HostedMonitor, HostedObjects
+from capvisor.fastpath.stack import CVM, ORC, BatchStack, Ended
+from capvisor.fastpath.stack_layers import HostedMonitor, HostedObjects
 from capvisor.fastpath.workspace import Flags, Words
 from capvisor.model.object_operations import perform as perform_orc
 from capvisor.model.paging import Fault
@@ -49,76 +47,6 @@ from capvisor.spec.traps import CAUSES_BY_NUMBER
 
 _SCALAR = (OperandKind.SPECIAL_REGISTER, OperandKind.STATUS_REGISTER, OperandKind.QUARTER, OperandKind.MASK)
 """Operands that are one number for all lanes."""
-
-INSTRUCTION, LEAVE, OPERATION, DEPLOY = "instruction", "leave", "operation", "deploy"
-"""What monitors' guests, and monitors, do: beside the operations of the VMM and of translation pass-through."""
-
-
-class LaneEvent(NamedTuple):
-    """What is done in one lane, as `Event` has it of all."""
-
-    layer: str
-    kind: str
-    name: str
-    operands: tuple[Any, ...]
-    thread: int | None = None
-
-
-class Deployment(NamedTuple):
-    """The machine at the start, as a program says it."""
-
-    devices: int = 3
-    has_probe: bool = True
-
-    def text(self, policy: Sequence[str] = ()) -> str:
-        """The machine, in the language."""
-        devices = ("storage disk { }", "device nic { }", "device bus { }")[: self.devices]
-        probe = ["extension probe { frames 0..25; writable 1 }"] if self.has_probe else []
-        items = [
-            *policy,
-            f"vmm {{ {'; '.join(['frames 46', 'region 26..45', *devices, *probe])} }}",
-            "tpt { vm0 frames 2..13; vm1 frames 14..19 mapped }",
-            "cvm { memory 0x40000000 size 8K; alice size 4K; bob size 4K }",
-            "orc { slots 4; tenant tom }",
-        ]
-        return f"system stack {{ {'; '.join(items)} }}"
-
-    def program(self) -> Program:
-        """The program that has nothing but this machine."""
-        return _program(self)
-
-    def layout(self) -> Layout:
-        """What names stand for, and where everything is."""
-        return _layout(self)
-
-    def start(self) -> Iterator[LaneEvent]:
-        """What is done before anything else: VMs are made, their kernels map the memory of monitors, these are set up."""
-        layout = self.layout()
-        for name in layout.tpt.placed:
-            for operation, *operands in layout.tpt.start_of(name):
-                yield LaneEvent(TPT_LAYER, TPT_LAYER, operation, tuple(operands))
-        for layer in (CVM, ORC):
-            mapped = layout.mapped[layer]
-            for entry in mapped.entries:
-                cpu = layout.tpt.placed[mapped.vm].cpus[0]
-                yield LaneEvent(TPT_LAYER, TPT_LAYER, "write_pte", (cpu, *entry))
-            if layer == CVM:
-                for region in layout_of(layout.part(CVM)).placed.values():
-                    yield LaneEvent(CVM, DEPLOY, "create", (region.number, region.base, region.size))
-                    yield LaneEvent(CVM, DEPLOY, "start_thread", (region.number, 0))
-            else:
-                for tenant in OrcLayout(layout.part(ORC)).tenants.values():
-                    yield LaneEvent(ORC, OPERATION, "create", tuple(tenant))
-
-
-@lru_cache
-def _program(deployment: Deployment) -> Program:
-    return parse(deployment.text() + "\n")
-
-
-@lru_cache
-def _layout(deployment: Deployment) -> Layout:
-    return Layout(_program(deployment))
 
 
 class Event(NamedTuple):
@@ -232,19 +160,35 @@ class Systems:
         self.oracles: Oracles | None = None
         self._violated: dict[str, Flags] = {}
         self._has_oracles = oracles
+        self._is_starting = False
+        self._ends: list[Row] = []
+        """How the steps of the start have ended, on the reference."""
+        self._start: _Start | None = None
+        """While many lanes are set up: the start of one."""
         if sets_up:
             self.set_up()
 
     def set_up(self) -> None:
         """Make what there is at the start, by steps of both that are compared; they are no events, and aren't counted.
 
+        Of many lanes, all are the same: the reference's machines are copied from one that was set up so, step by step. The
+        fast path takes the steps in all lanes, which end as they did there; then whole states are compared.
         Raises AssertionError where one of them is refused.
         """
+        self._start, self._is_starting = start_of(self.policy, self.deployment) if self.lanes > 1 else None, True
         for event in self.deployment.start():
             self.take(event)
             if not self.completed.all() or self.found:
                 raise AssertionError(f"the start fails at {event}: {self.found}")
-        self.counts, self.events = Counts(), []
+        if self._start is not None:
+            for stack in self.stacks:
+                copy_machine(self._start.stack, stack, self.mirror)
+            self._start = None
+            self.mirror.apply()
+            different = np.flatnonzero(self.mirror.differing())
+            if len(different):
+                raise AssertionError(f"the start differs: {list(self._differences(int(different[0])))}")
+        self.counts, self.events, self._is_starting = Counts(), [], False
         self.oracles = Oracles(self.mirror) if self._has_oracles else None
 
     def take(self, event: LaneEvent) -> None:
@@ -454,6 +398,8 @@ class Systems:
         self, event: Event, chosen: Indices, own: tuple[Any, ...], take: Callable[[int, tuple[int, ...]], Row]
     ) -> tuple[list[Row], Indices]:
         """How the reference's steps ended, and of each access in which of the lanes it was."""
+        if self._start is not None:
+            return [self._start.ends[len(self.events) - 1]] * len(chosen), NONE
         columns = [each.tolist() if isinstance(each, np.ndarray) else [each] * len(chosen) for each in own]
         operands: Any = zip(*columns, strict=True) if columns else [()] * len(chosen)
         rows, until, accesses, lane = list[Row](), list[int](), self.mirror.logs.accesses, -1
@@ -514,6 +460,12 @@ class Systems:
         self.completed[chosen] = taken_up & ((inner == 0) | is_answer)
         self.value[chosen] = value
         self._count(event, code, fault, inner)
+        if self._is_starting:
+            self._ends.append(rows[0])
+        if self._start is not None:
+            if differ.any():
+                raise AssertionError(f"the start ends otherwise: {_ended(chosen, ends, ended, int(chosen[differ][0]))}")
+            return
         changes = self.mirror.apply()
         wrong = self.mirror.differing()
         self.counts.compared += len(chosen)
@@ -589,6 +541,28 @@ class Systems:
         """To be called at the end: the reference's state, read anew, must be what was compared, and so must all memory."""
         for lane in np.flatnonzero(self.mirror.misread() & self.alive).tolist():
             raise AssertionError(f"lane {lane}: something was changed that nobody said")
+
+
+class _Start(NamedTuple):
+    """A machine that was set up, and how the steps to it have ended."""
+
+    stack: LaneStack
+    ends: list[Row]
+
+
+_STARTS: dict[tuple[StackPolicy, Deployment], _Start] = {}
+
+
+def start_of(policy: StackPolicy, deployment: Deployment) -> _Start | None:
+    """The start of one lane, all steps to it compared; None where there is something wrong with it."""
+    key = policy, deployment
+    if key not in _STARTS:
+        try:
+            systems = Systems(1, policy, deployment, oracles=False)
+        except (AssertionError, CrashError):
+            return None
+        _STARTS[key] = _Start(systems.stacks[0], systems._ends)
+    return _STARTS[key]
 
 
 _CALLS = {row.number: row.name for row in cvm_spec.CALLS.values()}

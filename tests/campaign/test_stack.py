@@ -12,7 +12,7 @@ from capvisor.campaign.schedulers import Here, Pool, Scheduler
 from capvisor.campaign.stack_moves import play
 from capvisor.campaign.stack_oracles import INVARIANTS
 from capvisor.campaign.stack_program import PROGRAMS, Case, Player
-from capvisor.campaign.stack_systems import INSTRUCTION, LEAVE, Deployment, LaneEvent
+from capvisor.campaign.stack_start import INSTRUCTION, LEAVE, Deployment, LaneEvent
 from capvisor.cli.main import main
 from capvisor.dsl.parser import parse
 from capvisor.dsl.system_runner import run_system

@@ -1,14 +1,20 @@
 """All four systems in the fast path against the reference: after each step, the whole state of every lane."""
 
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import pytest
 
+from capvisor.campaign import stack_mirror, stack_systems
+from capvisor.campaign.stack_copies import copy_machine
 from capvisor.campaign.stack_moves import play
-from capvisor.campaign.stack_systems import Deployment, LaneEvent, Systems
-from capvisor.fastpath.stack import CVM, BatchStack, HostedMonitor
+from capvisor.campaign.stack_start import Deployment, LaneEvent
+from capvisor.campaign.stack_systems import Systems
+from capvisor.fastpath.stack import CVM, BatchStack
+from capvisor.fastpath.stack_layers import HostedMonitor
 from capvisor.fastpath.stack_memory import packed, unpacked
+from capvisor.model.memory import Granule
 from capvisor.model.stack import TPT_LAYER, VMM_LAYER, Stack
 from capvisor.spec.stack_policy import INTENDED, STACK_GUARDS, StackPolicy, without
 from tests.shares import some
@@ -79,7 +85,7 @@ def test_a_difference_is_seen_wherever_it_is() -> None:
 
 
 def test_a_tag_that_the_fast_path_keeps_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    from capvisor.fastpath import stack
+    from capvisor.fastpath import stack_layers as stack
 
     keeps = stack.write_word
     monkeypatch.setattr(stack, "write_word", lambda *given, **_named: keeps(*given, keeps_tags=True))
@@ -118,3 +124,67 @@ def test_an_intravisor_of_its_own_has_all_of_its_memory() -> None:
     assert monitor.is_there(np.arange(2), np.full(2, 0x4000_0000, np.uint64), here).all()
     monitor.memory.absent[1, 0] = True
     assert monitor.is_there(np.arange(2), np.full(2, 0x4000_0000, np.uint64), here).tolist() == [True, False]
+
+
+# -- the reference, made quick ---------------------------------------------------------------------------------------------
+
+
+def _state(machine: Any) -> Any:
+    """All that a machine of the reference holds, without where it says what is written, and what is looked up again."""
+    left_out = {
+        "lane",
+        "logs",
+        "log",
+        "place",
+        "said",
+        "make_hart",
+        "_log",
+        "_lane",
+        "_flat",
+        "_settled",
+        "_stage",
+        "minted",
+    }
+    left_out |= {"minted", "accesses", "touches", "retags", "handled", "moves", "found", "_authorised", "_window", "touch"}
+    known: set[int] = set()
+
+    def of(held: Any) -> Any:
+        if isinstance(held, (bool, int, str, bytes, type(None), range, Enum)):
+            return held
+        if isinstance(held, tuple | list | set):
+            found: Any = [of(each) for each in held]
+        elif isinstance(held, dict):
+            found = {repr(key): of(each) for key, each in held.items()}
+        else:
+            found = type(held).__name__
+        if hasattr(held, "__dict__") and not callable(held) and id(held) not in known:
+            known.add(id(held))
+            found = found, {name: of(each) for name, each in vars(held).items() if name not in left_out}
+        return found
+
+    return of(machine)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_machine_that_is_copied_holds_what_one_holds_that_was_set_up(policy: StackPolicy) -> None:
+    one, copied = Systems(1, policy, oracles=False), Systems(2, policy, oracles=False)
+    expected = _state(one.stacks[0])
+    assert len(str(expected)) > 10_000
+    assert [_state(stack) == expected for stack in copied.stacks] == [True, True]
+    copied.finish()
+
+
+def test_what_was_copied_of_a_start_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(source: Any, target: Any, mirror: Any) -> None:
+        copy_machine(source, target, mirror)
+        if target.lane == 1:
+            target.memory.set(3, 0, Granule(False, 0, 1))
+
+    monkeypatch.setattr(stack_systems, "copy_machine", copy)
+    with pytest.raises(AssertionError, match=r"the start differs: .*frame 3 word 0: reference 0x1, fast path 0x0"):
+        Systems(2, oracles=False)
+
+
+def test_where_pages_are_is_found_anew_once_the_tlb_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack_mirror, "_TRANSLATES", {*stack_mirror._TRANSLATES} - {"tlb"})
+    assert any(found.what == "differs" for found in play([1], LANES, 100, oracles=False).found)

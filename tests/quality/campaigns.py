@@ -26,9 +26,11 @@ class Result:
     shrunk: bool
 
 
-def hunt(bug: tuple[str, str, str], engine: str, seed: int = 0, programs: int | None = None) -> Result:
-    """Look for a bug on one core, until it is found, or a minute or so many programs are over."""
-    seconds = LONGEST_S if programs is None else None
+def hunt(
+    bug: tuple[str, str, str], engine: str, seed: int = 0, programs: int | None = None, longest_s: float = LONGEST_S
+) -> Result:
+    """Look for a bug on one core, until it is found, or some seconds or so many programs are over."""
+    seconds = longest_s if programs is None else None
     with mutated(*bug):
         campaign = Campaign(Settings(seed=seed, programs=programs, seconds=seconds, most_findings=1), Here())
         start = time.monotonic()
